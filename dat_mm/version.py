@@ -1,0 +1,2 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+__version__ = '0.1.0'
