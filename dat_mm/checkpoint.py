@@ -1,0 +1,136 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Reading checkpoints without running what is in them, and writing them whole or not at all."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+
+class _Placeholder(dict):
+    """Stands for an object that came along with the weights, a yacs config say. What matters of it is a plain dict."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+
+    def __setstate__(self, state):
+        pass
+
+
+# What a checkpoint may name: none of it runs code of the file's choosing. Anything else is refused.
+_ALLOWED = {
+    'builtins': ('bytearray', 'complex', 'dict', 'frozenset', 'list', 'object', 'set', 'slice', 'tuple'),
+    'collections': ('Counter', 'OrderedDict', 'defaultdict'),
+    'copyreg': ('_reconstructor',),
+    'torch': (
+        'Size',
+        'Tensor',
+        'device',
+        *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
+    ),
+    'torch._utils': ('_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3'),
+    'torch.nn.parameter': ('Buffer', 'Parameter'),
+    'torch.storage': ('TypedStorage', 'UntypedStorage'),
+}
+_REPLACED = {
+    ('_codecs', 'encode'),
+    ('argparse', 'Namespace'),
+    ('mmengine.config.config', 'ConfigDict'),
+    ('mmengine.logging.history_buffer', 'HistoryBuffer'),
+    ('yacs.config', 'CfgNode'),
+    *((f'numpy.{core}.multiarray', name) for core in ('core', '_core') for name in ('_reconstruct', 'scalar')),
+    ('numpy', 'dtype'),
+    ('numpy', 'ndarray'),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) in _REPLACED or module == 'numpy.dtypes':
+            return _Placeholder
+        legacy_storage = module == 'torch' and name.endswith('Storage') and hasattr(torch, name)
+        if name in _ALLOWED.get(module, ()) or legacy_storage:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f'it names {module}.{name}, which could run code')
+
+
+def _restricted_load(file, **kwargs):
+    return _Unpickler(file, **kwargs).load()
+
+
+_RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_restricted_load, __name__='dat_mm.checkpoint')
+
+
+def _read(path: Path):
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise pickle.UnpicklingError('it is a TorchScript program, which could run code')
+    return torch.load(path, map_location='cpu', pickle_module=_RESTRICTED, weights_only=False)
+
+
+def _local(source: str | os.PathLike) -> Path:
+    """The file itself; that of a URL is downloaded once, next to torch's own."""
+    url = urlparse(str(source))
+    if url.scheme not in ('http', 'https'):
+        return Path(source)
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(url.path).name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(str(source), str(path))
+    return path
+
+
+def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights in a .pth or .safetensors file, bare or under 'state_dict' or 'model', on the CPU.
+
+    Nothing in the file is run: one that names anything but tensors and containers is refused.
+    """
+    path = _local(source)
+    if not path.is_file():
+        raise FileNotFoundError(f'{source}: no such file')
+    try:
+        content = _read(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{source} is refused: {error}') from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f'{source} is not a checkpoint: {str(error).splitlines()[0]}') from error
+    if isinstance(content, Mapping):
+        content = next(
+            (content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)),
+            content,
+        )
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f'{source} holds a {type(content).__name__} and no weights')
+    other = [f'{key} ({type(value).__name__})' for key, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f'{source} holds {len(other)} entries that are not tensors: {", ".join(other[:5])}')
+    return {key.removeprefix('module.'): value for key, value in content.items()}
+
+
+def write_state_dict(state_dict: Mapping[str, Tensor], destination: str | os.PathLike) -> None:
+    """Writes .pth (under 'state_dict') or .safetensors; the file appears whole or not at all."""
+    path = Path(destination)
+    if path.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'{destination}: the name must end in .pth or .safetensors')
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        if path.suffix == '.pth':
+            torch.save({'state_dict': dict(state_dict)}, partial)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({key: value.contiguous() for key, value in state_dict.items()}, partial, {'format': 'pt'})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Blocks and stages, from their StageSpec."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..arch import Generation, StageSpec
+from .deformable import DeformableAttention
+from .layers import MLP, ConvMLP, DropPath, conv_last
+from .local import NeighborhoodAttention, PyramidAttention, WindowAttention
+
+MLP_RATIO = 4
+
+
+def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend, attn_drop, proj_drop) -> nn.Module:
+    size = dict(dim=spec.dim, heads=spec.heads)
+    drop = dict(attn_drop=attn_drop, proj_drop=proj_drop)
+    match kind:
+        case 'L' | 'S':
+            return WindowAttention(**size, window_size=spec.window_size, shifted=kind == 'S', **drop)
+        case 'N':
+            return NeighborhoodAttention(**size, kernel_size=spec.window_size, backend=backend, **drop)
+        case 'P':
+            return PyramidAttention(**size, reduction=spec.reduction, **drop)
+    return DeformableAttention(
+        **size,
+        map_size=map_size,
+        groups=spec.groups,
+        key_stride=spec.key_stride,
+        offset_kernel=spec.offset_kernel,
+        range_factor=spec.range_factor,
+        offsets=spec.offsets,
+        position_bias=spec.position_bias,
+        convention=convention,
+        backend=backend,
+        **drop,
+    )
+
+
+class Block(nn.Module):
+    """One block: attention and MLP, each with its norm and residual; of kind X, a convolution before the MLP."""
+
+    def __init__(self, kind: str, spec: StageSpec, generation: Generation, *, drop_path, drop_rate, **attention):
+        super().__init__()
+        dim = spec.dim
+        self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if generation.local_perception else None
+        if kind == 'X':
+            self.attn = None
+            self.conv = nn.Conv2d(dim, dim, spec.window_size, padding=spec.window_size // 2, groups=dim)
+        else:
+            self.norm1 = nn.LayerNorm(dim)
+            self.attn = make_attention(kind, spec, convention=generation.convention, proj_drop=drop_rate, **attention)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = (ConvMLP if generation.conv_mlp else MLP)(dim, MLP_RATIO * dim, drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.local_perception is not None:
+            x = x + conv_last(self.local_perception, x)
+        if self.attn is None:
+            return x + self.drop_path(self.mlp(self.norm2(conv_last(self.conv, x))))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """The blocks of a stage; with_cp recomputes each in the backward pass instead of keeping its activations."""
+
+    def __init__(self, spec: StageSpec, generation: Generation, *, drop_path: list[float], with_cp: bool, **block):
+        super().__init__()
+        self.with_cp = with_cp
+        self.blocks = nn.ModuleList(
+            Block(kind, spec, generation, drop_path=rate, **block)
+            for kind, rate in zip(spec.kinds, drop_path, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)  # re-entrant ones break under DDP
+            else:
+                x = block(x)
+        return x

@@ -1,0 +1,186 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The backbone: a stem, stages with downsampling between them, a norm on each output."""
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..arch import GENERATIONS, resolve
+from ..ops.backends import check_backend
+from ..registry import MODELS
+from .blocks import Stage
+from .layers import ConvStem, OverlappingConv, PatchConv
+from .pretrained import load_pretrained
+from .resize import resize_tables
+
+
+def _pair(size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f'img_size={size} is not a positive number, or (height, width) of such')
+    return height, width
+
+
+@MODELS.register_module()
+class DAT(BaseModule):
+    """DAT, DAT+ or DAT++.
+
+    Maps (B, C, H, W) of any size to a tuple of (B, C_i, ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32, one for each of
+    ``out_indices``, each through a norm of its own.
+
+    Args:
+        arch: a name (see ``dat_mm.ARCHS``), or a list of StageSpecs or of dicts of their fields.
+        img_size: the training resolution, a number or (height, width): it sets the size of the bias tables.
+        generation: 'dat', 'datp' or 'datpp'; None is that of the name, and 'datpp' for a list.
+        window_size, kinds, groups, key_stride, offset_kernel, range_factor, offsets, position_bias, reduction: fields
+            of StageSpec; one value for all stages or a list with one for each, None keeps what the arch says.
+        drop_path_rate: of the last block, growing from 0 at the first; None is the arch's.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        with_cp: recompute activations in the backward pass.
+        backend: of the ops, see dat_mm/ops/backends.py.
+    """
+
+    def __init__(
+        self,
+        arch: str | Sequence,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        generation: str | None = None,
+        window_size=None,
+        kinds=None,
+        groups=None,
+        key_stride=None,
+        offset_kernel=None,
+        range_factor=None,
+        offsets=None,
+        position_bias=None,
+        reduction=None,
+        drop_path_rate: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        backend: str = 'auto',
+        init_cfg=None,
+    ):
+        super().__init__(init_cfg)
+        self.arch = resolve(
+            arch,
+            generation,
+            window_size=window_size,
+            kinds=kinds,
+            groups=groups,
+            key_stride=key_stride,
+            offset_kernel=offset_kernel,
+            range_factor=range_factor,
+            offsets=offsets,
+            position_bias=position_bias,
+            reduction=reduction,
+        )
+        stages, generation = self.arch.stages, GENERATIONS[self.arch.generation]
+        check_backend(backend)
+        self.in_channels = in_channels
+        self.out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        for i in self.out_indices:
+            if not 0 <= i < len(stages):
+                raise ValueError(f'out_indices={self.out_indices}: {i} is out of range, there are {len(stages)} stages')
+        if not -1 <= frozen_stages <= len(stages):
+            raise ValueError(f'frozen_stages={frozen_stages} is out of range: -1 to {len(stages)}')
+        self.frozen_stages = frozen_stages
+
+        self.stem = (
+            ConvStem(in_channels, stages[0].dim)
+            if generation.conv_stem
+            else PatchConv(in_channels, stages[0].dim, 4, bias=True)
+        )
+        rate = self.arch.drop_path_rate if drop_path_rate is None else drop_path_rate
+        depth = sum(stage.depth for stage in stages)
+        rates = [rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
+        height, width = _pair(img_size)
+        for i, spec in enumerate(stages):
+            self.stages.append(
+                Stage(
+                    spec,
+                    generation,
+                    map_size=(-(-height // (4 << i)), -(-width // (4 << i))),
+                    drop_path=[rates.pop(0) for _ in spec.kinds],
+                    drop_rate=drop_rate,
+                    attn_drop=attn_drop_rate,
+                    with_cp=with_cp,
+                    backend=backend,
+                )
+            )
+            if i + 1 < len(stages):
+                dims = spec.dim, stages[i + 1].dim
+                self.downsamples.append(
+                    OverlappingConv(*dims) if generation.conv_stem else PatchConv(*dims, 2, bias=False)
+                )
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(stages[i].dim))
+
+        self._register_load_state_dict_pre_hook(self._resize_tables)
+        self._freeze()
+
+    def _resize_tables(self, state_dict, prefix, *_):
+        resize_tables(self, state_dict, prefix)
+
+    def _freeze(self):
+        if self.frozen_stages < 0:
+            return
+        n = self.frozen_stages
+        norms = [getattr(self, f'norm{i}') for i in self.out_indices if i < n]
+        for module in (self.stem, *self.stages[:n], *self.downsamples[:n], *norms):
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def init_weights(self):
+        """Loads the checkpoint of ``init_cfg=dict(type='Pretrained', checkpoint=...)``, whatever its layout."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
+            load_pretrained(self, **options)
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'the input has shape {tuple(x.shape)}, not (B, {self.in_channels}, H, W)')
+        x = self.stem(x.permute(0, 2, 3, 1))  # (B, H, W, C) from here
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                # Contiguous: some compiled ops of mmcv read raw memory.
+                outputs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
+            if i + 1 < len(self.stages):
+                x = self.downsamples[i](x)
+        return tuple(outputs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """For layer-wise decay: which layer a parameter is of, and how many there are.
+
+        The stem is layer 0, then each block; a downsampling goes with the next block; the rest is the last layer.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        last = sum(depths) + 1
+        name = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix):
+            layer = last
+        elif name[0] == 'stem':
+            layer = 0
+        elif name[0] == 'stages':
+            layer = sum(depths[: int(name[1])]) + int(name[3]) + 1
+        elif name[0] == 'downsamples':
+            layer = sum(depths[: int(name[1]) + 1]) + 1
+        else:
+            layer = last
+        return layer, last + 1

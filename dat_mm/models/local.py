@@ -1,0 +1,125 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Attention that stays near: windows, neighborhoods; and to a pooled map. All map (B, H, W, C) to the same."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.backends import check_backend
+from ..ops.reference import attend
+from .layers import conv_last, pad_last, pad_to_multiple, round_up
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows of a fixed size, shifted by half a window or not, with a relative position bias."""
+
+    def __init__(self, dim, heads, *, window_size=7, shifted=False, attn_drop=0.0, proj_drop=0.0):
+        super().__init__()
+        self.heads = heads
+        self.window_size = window_size
+        self.shift = (window_size + 1) // 2 if shifted else 0  # 4 of 7, not Swin's 3
+        self.attn_drop = attn_drop
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        i = torch.arange(window_size)
+        along = i[:, None] - i + window_size - 1  # (w, w)
+        index = along[:, None, :, None] * (2 * window_size - 1) + along[None, :, None]  # (w, w, w, w)
+        self.register_buffer('bias_index', index.flatten(0, 1).flatten(1), persistent=False)
+
+    def position_bias(self) -> Tensor:
+        """(M, w*w, w*w)."""
+        return self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)
+
+    def mask(self, height: int, width: int) -> Tensor:
+        """-100 where the roll brought two regions into one window, of a padded map: (windows, 1, w*w, w*w)."""
+        w, device = self.window_size, self.bias_index.device
+
+        def region(n):
+            i = torch.arange(n, device=device)
+            return (i >= n - w).long() + (i >= n - self.shift).long()
+
+        regions = region(height)[:, None] * 3 + region(width)
+        regions = regions.view(height // w, w, width // w, w).transpose(1, 2).reshape(-1, 1, w * w)
+        return -100.0 * (regions.unsqueeze(-1) != regions.unsqueeze(-2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        M, w = self.heads, self.window_size
+        rows, columns = round_up(H, w) // w, round_up(W, w) // w
+        x = pad_last(x, rows * w, columns * w)
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        qkv = self.qkv(x).view(B, rows, w, columns, w, 3, M, C // M)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, B, rows * columns, M, w * w, C // M)
+        logits = (q * (C // M) ** -0.5) @ k.transpose(-2, -1) + self.position_bias()
+        if self.shift:
+            logits = logits + self.mask(rows * w, columns * w)
+        x = attend(logits, v, self.attn_drop if self.training else 0.0)  # (B, windows, M, w*w, D)
+        x = x.view(B, rows, columns, M, w, w, C // M).permute(0, 1, 4, 2, 5, 3, 6).reshape(B, rows * w, columns * w, C)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return self.proj_drop(self.proj_out(x[:, :H, :W]))
+
+
+class NeighborhoodAttention(nn.Module):
+    """Attention to the pixels around each pixel, with a relative position bias."""
+
+    def __init__(self, dim, heads, *, kernel_size=7, attn_drop=0.0, proj_drop=0.0, backend='auto'):
+        super().__init__()
+        check_backend(backend)
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.attn_drop = attn_drop
+        self.backend = backend
+        side = 2 * kernel_size - 1
+        self.neighborhood_bias_table = nn.Parameter(torch.empty(heads, side, side))
+        nn.init.trunc_normal_(self.neighborhood_bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        x = pad_last(x, torch.sym_max(H, self.kernel_size), torch.sym_max(W, self.kernel_size))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 4, 1, 2, 5)  # each (B, M, H, W, D)
+        x = ops.neighborhood_attention(
+            q,
+            k,
+            v,
+            self.neighborhood_bias_table,
+            kernel_size=self.kernel_size,
+            dropout=self.attn_drop if self.training else 0.0,
+            backend=self.backend,
+        )
+        x = x.permute(0, 2, 3, 1, 4).flatten(3)
+        return self.proj_drop(self.proj_out(x[:, :H, :W]))
+
+
+class PyramidAttention(nn.Module):
+    """Attention of all pixels to a map reduced by a strided convolution."""
+
+    def __init__(self, dim, heads, *, reduction=1, attn_drop=0.0, proj_drop=0.0):
+        super().__init__()
+        self.heads = heads
+        self.reduction = reduction
+        self.attn_drop = attn_drop
+        self.proj_q = nn.Linear(dim, dim)
+        if reduction > 1:
+            self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
+            self.reduce_norm = nn.LayerNorm(dim)
+        self.proj_kv = nn.Linear(dim, 2 * dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        H, W = x.shape[1:3]
+        q = self.proj_q(x).flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, Q, D)
+        if self.reduction > 1:
+            x = self.reduce_norm(conv_last(self.reduce, pad_to_multiple(x, self.reduction)))
+        k, v = self.proj_kv(x).flatten(1, 2).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        x = attend(logits, v, self.attn_drop if self.training else 0.0)  # (B, M, Q, D)
+        return self.proj_drop(self.proj_out(x.transpose(1, 2).flatten(2).unflatten(1, (H, W))))

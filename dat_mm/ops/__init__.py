@@ -1,0 +1,114 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The two attentions as functions of tensors. They need torch and nothing else.
+
+B batch, G groups, M heads, D head width, H x W the map, K keys.
+"""
+
+from torch import Tensor
+
+from . import backends, grid
+
+__all__ = ['deformable_attention', 'neighborhood_attention', 'sample_features']
+
+
+def _check(rules):
+    for holds, rule in rules:
+        if not holds:
+            raise ValueError(rule)
+
+
+def deformable_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    points: Tensor,
+    table: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    convention: str = 'datpp',
+    scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = 'auto',
+) -> Tensor:
+    """Attention of a map of queries to keys at image-dependent points, with an interpolated position bias.
+
+    q (B, M, H, W, D); k and v (B, M, K, D); points (B, G, K, 2), (y, x) in [-1, 1] or beyond, shared by the M/G heads
+    of a group; table (M, 2T_h-1, 2T_w-1) or None: sampled at (query position - point) / 2, zero outside; bias, added to
+    the logits, broadcasts to (B, M, H W, K); convention: 'dat' or 'datpp', where the queries are (see ops/grid.py).
+    Returns (B, M, H, W, D).
+    """
+    grid.check_convention(convention)
+    _check(((q.ndim == 5, f'q has shape {tuple(q.shape)}, not (B, M, H, W, D)'),))
+    B, M, H, W, D = q.shape
+    K = k.shape[-2]
+    _check(
+        (
+            (
+                k.shape == (B, M, K, D),
+                f'k has shape {tuple(k.shape)}, not (B, M, K, D) of q {tuple(q.shape)}',
+            ),
+            (
+                v.shape[:3] == (B, M, K),
+                f'v has shape {tuple(v.shape)}, not (B, M, K, D) of k {tuple(k.shape)}',
+            ),
+            (
+                points.ndim == 4 and points.shape[0] == B and points.shape[2:] == (K, 2),
+                f'points have shape {tuple(points.shape)}, not (B, G, K, 2) with B={B}, K={K}',
+            ),
+            (M % points.shape[1] == 0, f'heads={M} is not a multiple of groups={points.shape[1]}'),
+            (
+                table is None or (table.ndim == 3 and table.shape[0] == M),
+                f'table has shape {None if table is None else tuple(table.shape)}, not (M, 2T_h-1, 2T_w-1), M={M}',
+            ),
+        )
+    )
+    call = dict(bias=bias, convention=convention, scale=D**-0.5 if scale is None else scale, dropout=dropout)
+    tensors = dict(q=q, k=k, v=v, points=points, table=table)
+    return backends.choose(backends.DEFORMABLE, backend, tensors | call)(**tensors, **call)
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None = None,
+    *,
+    kernel_size: int = 7,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = 'auto',
+) -> Tensor:
+    """Attention of each pixel to the kernel_size x kernel_size pixels around it, moved inside at the borders.
+
+    q, k, v (B, M, H, W, D), H and W at least kernel_size; table (M, 2 kernel_size - 1, 2 kernel_size - 1), indexed by
+    the displacement of the key from the query, or None. Returns (B, M, H, W, D).
+    """
+    _check(((q.ndim == 5, f'q has shape {tuple(q.shape)}, not (B, M, H, W, D)'),))
+    B, M, H, W, D = q.shape
+    side = 2 * kernel_size - 1
+    _check(
+        (
+            (k.shape == q.shape, f'k has shape {tuple(k.shape)}, q {tuple(q.shape)}: they must be the same'),
+            (
+                v.shape[:4] == q.shape[:4],
+                f'v has shape {tuple(v.shape)}, q {tuple(q.shape)}: (B, M, H, W) must be the same',
+            ),
+            (kernel_size % 2 == 1, f'kernel_size={kernel_size} is even'),
+            (min(H, W) >= kernel_size, f'a map of {H}x{W} is smaller than kernel_size={kernel_size}: pad it'),
+            (
+                table is None or table.shape == (M, side, side),
+                f'table has shape {None if table is None else tuple(table.shape)}, not {(M, side, side)}',
+            ),
+        )
+    )
+    call = dict(kernel_size=kernel_size, scale=D**-0.5 if scale is None else scale, dropout=dropout)
+    tensors = dict(q=q, k=k, v=v, table=table)
+    return backends.choose(backends.NEIGHBORHOOD, backend, tensors | call)(**tensors, **call)
+
+
+def sample_features(x: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of x (B, H, W, C) at points (B, G, Hk, Wk, 2), C/G channels a group: (B, Hk, Wk, C)."""
+    G = points.shape[1]
+    grouped = x.unflatten(-1, (G, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B G, C/G, H, W)
+    sampled = grid.sample(grouped, points.flatten(0, 1))
+    return sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2).flatten(3)

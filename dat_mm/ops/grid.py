@@ -1,0 +1,70 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Where queries, keys and table cells are: the one place that knows the coordinate conventions.
+
+Positions are in [-1, 1], last axis (y, x); -1 and 1 are the centres of the outermost pixels. The released
+weights of the two generations were trained with different grids, and need them:
+
+- 'dat': queries and keys at the centres of n cells that tile [-1, 1]; a range factor counts 1/n;
+- 'datpp': queries from edge to edge, keys half a step further; a range factor counts 1/(n-1).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, sym_max, sym_min
+
+CONVENTIONS = ('dat', 'datpp')
+
+
+def check_convention(convention: str) -> None:
+    if convention not in CONVENTIONS:
+        raise ValueError(f'convention={convention!r} is not one of {", ".join(CONVENTIONS)}')
+
+
+def coordinate_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or float64 where a tensor has it: half precision misses a table cell by a quarter."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _axis(n, convention, keys, dtype, device):
+    i = torch.arange(n, dtype=dtype, device=device)
+    if convention == 'dat':
+        return (2 * i + 1 - n) / n
+    # Released weights divide by n-1: keep. A map of one pixel has its query and its key at 0.
+    if keys:
+        return (2 * i + 2 - n) * sym_min(n - 1, 1) / sym_max(n - 1, 1)
+    return (2 * i + 1 - n) / sym_max(n - 1, 1)
+
+
+def _grid(height, width, convention, keys, dtype, device):
+    y = _axis(height, convention, keys, dtype, device)
+    x = _axis(width, convention, keys, dtype, device)
+    return torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1)
+
+
+def query_grid(height: int, width: int, convention: str, dtype=torch.float32, device=None) -> Tensor:
+    """Positions of the queries, (H, W, 2)."""
+    return _grid(height, width, convention, False, dtype, device)
+
+
+def key_grid(height: int, width: int, convention: str, dtype=torch.float32, device=None) -> Tensor:
+    """Positions of the keys before they are moved, (Hk, Wk, 2). Those of 'datpp' may lie outside [-1, 1]."""
+    return _grid(height, width, convention, True, dtype, device)
+
+
+def move(offsets: Tensor, convention: str, range_factor: float) -> Tensor:
+    """Points of the keys from what the offset network gave, both (B, G, Hk, Wk, 2)."""
+    height, width = offsets.shape[2:4]
+    grid = key_grid(height, width, convention, offsets.dtype, offsets.device)
+    if range_factor >= 0:
+        y, x = (height, width) if convention == 'dat' else (sym_max(height - 1, 1), sym_max(width - 1, 1))
+        offsets = offsets.tanh() * range_factor
+        return grid + torch.stack((offsets[..., 0] / y, offsets[..., 1] / x), dim=-1)
+    if convention == 'dat':
+        return (grid + offsets).tanh()
+    return (grid + offsets).clamp(-1, 1)
+
+
+def sample(x: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of x (N, C, H, W) at points (N, h, w, 2), zero outside: (N, C, h, w), computed in float32."""
+    dtype = coordinate_dtype(x, points)
+    return F.grid_sample(x.to(dtype), points.to(dtype).flip(-1), mode='bilinear', align_corners=True).to(x.dtype)

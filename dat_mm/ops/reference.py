@@ -1,0 +1,61 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Both ops in plain PyTorch: the mathematics, and what every other backend is held against.
+
+B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import grid
+
+
+def attend(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax over the last axis, in float32 at least, and the weighted sum of v."""
+    weights = logits.to(grid.coordinate_dtype(logits)).softmax(-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
+
+
+def position_bias(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
+    """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
+    dtype = grid.coordinate_dtype(table, points)
+    B, G, K, _ = points.shape
+    queries = grid.query_grid(height, width, convention, dtype, points.device).flatten(0, 1)
+    displacement = (queries[:, None] - points[:, :, None]) / 2  # (B, G, Q, K, 2)
+    tables = table.unflatten(0, (G, -1)).expand(B, -1, -1, -1, -1)  # head m is of group m // (M / G)
+    bias = grid.sample(tables.flatten(0, 1).to(dtype), displacement.flatten(0, 1))  # (B G, M/G, Q, K)
+    return bias.unflatten(0, (B, G)).flatten(1, 2)
+
+
+def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
+    H, W = q.shape[2:4]
+    logits = (q.flatten(2, 3) * scale) @ k.transpose(-2, -1)  # (B, M, Q, K)
+    if table is not None:
+        logits = logits + position_bias(table, points, H, W, convention)
+    if bias is not None:
+        logits = logits + bias
+    return attend(logits, v, dropout).unflatten(2, (H, W))
+
+
+def neighbors(n: int, kernel_size: int, device=None) -> tuple[Tensor, Tensor]:
+    """Along an axis of n: the positions that each query sees, and their rows of the table, both (n, kernel_size)."""
+    queries = torch.arange(n, device=device)
+    first = (queries - kernel_size // 2).clamp(min=0).clamp(max=n - kernel_size)
+    seen = first[:, None] + torch.arange(kernel_size, device=device)
+    return seen, seen - queries[:, None] + kernel_size - 1
+
+
+def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
+    H, W = q.shape[2:4]
+    rows, table_rows = neighbors(H, kernel_size, q.device)
+    columns, table_columns = neighbors(W, kernel_size, q.device)
+    seen = (rows[:, None, :, None] * W + columns[None, :, None]).flatten(0, 1).flatten(1)  # (Q, kernel_size^2)
+    q, k, v = q.flatten(2, 3).unsqueeze(-2), k.flatten(2, 3)[:, :, seen], v.flatten(2, 3)[:, :, seen]
+    logits = (q * scale) @ k.transpose(-2, -1)  # (B, M, Q, 1, kernel_size^2)
+    if table is not None:
+        bias = table[
+            :, table_rows[:, None, :, None], table_columns[None, :, None]
+        ]  # (M, H, W, kernel_size, kernel_size)
+        logits = logits + bias.flatten(1, 2).flatten(2).unsqueeze(-2)
+    return attend(logits, v, dropout).squeeze(-2).unflatten(2, (H, W))

@@ -1,0 +1,12 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Child registries of mmengine's: ``type='dat_mm.NAME'`` finds what they hold from every toolbox."""
+
+try:
+    from mmengine import registry as parents
+except ImportError as error:
+    raise ImportError(
+        'dat_mm needs mmengine and the OpenMMLab toolboxes: pip install "dat-mm[openmmlab]" for the upstream '
+        'packages, or "dat-mm[onedl]" for the maintained forks (docs/install.md); dat_mm.ops needs torch alone'
+    ) from error
+
+MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.dat'])
