@@ -1,0 +1,195 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Make a virtual environment with one of the two OpenMMLab stacks and this package, editable.
+
+`make setup` calls it as `python requirements/install.py STACK VENV`. Standard library only.
+
+mmcv is compiled once and its wheel kept under ${DAT_MM_CACHE:-${XDG_CACHE_HOME:-~/.cache}/dat_mm}/wheels. pip's own
+cache is not used for it: pip finds wheels by source alone, and mmcv's ops only load with the torch they were built for.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PYTHONS = ((3, 10), (3, 12))  # first and last that the pinned stack supports
+STACKS = ('openmmlab', 'onedl')
+
+# What a compiled mmcv depends on. mmcv's setup.py compiles for CUDA when torch sees a GPU or FORCE_CUDA=1.
+PROBE = """
+import json, os, sys, sysconfig, torch
+from torch.utils.cpp_extension import CUDA_HOME
+cuda = torch.cuda.is_available() or os.getenv('FORCE_CUDA') == '1'
+archs = os.getenv('TORCH_CUDA_ARCH_LIST', '')
+if cuda and not archs and torch.cuda.is_available():
+    archs = '%d.%d' % torch.cuda.get_device_capability()
+device = f'cu{torch.version.cuda}-{archs}' if cuda else 'cpu'
+python = f'cp{sys.version_info.major}{sys.version_info.minor}'
+key = f'torch-{torch.__version__}-{device}-{python}-{sysconfig.get_platform()}'
+print(json.dumps(dict(key=key, cuda=torch.version.cuda if cuda else None, cuda_home=CUDA_HOME)))
+"""
+
+
+def fail(what, todo):
+    sys.exit(f'\nsetup stopped: {what}\n  -> {todo}')
+
+
+def say(text):
+    print(f'== {text}', flush=True)
+
+
+def run(what, todo, *command):
+    if subprocess.run([str(part) for part in command], cwd=ROOT).returncode:
+        fail(f'{what} failed; the reason is above', todo)
+
+
+def check_python():
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        fail(
+            f'this is Python {sys.version.split()[0]} ({sys.executable}); the pinned stack needs 3.10, 3.11 or 3.12',
+            'name one of those, as in: make setup PYTHON=python3.11',
+        )
+
+
+def check_compiler():
+    """mmcv's ops, and torch.compile on CPU, need a C++17 compiler and Python's headers."""
+    compiler = shlex.split(os.environ.get('CXX', 'c++'))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, 'check.cpp')
+        source.write_text('#include <Python.h>\n#include <optional>\nstd::optional<int> x;\n')
+        include = f'-I{sysconfig.get_paths()["include"]}'
+        try:
+            result = subprocess.run(
+                [*compiler, '-std=c++17', include, '-c', str(source), '-o', str(Path(folder, 'check.o'))],
+                capture_output=True,
+                text=True,
+            )
+        except OSError:
+            fail(
+                f'there is no C++ compiler {compiler[0]!r}',
+                'install one (Debian, Ubuntu: apt install g++) or name yours: make setup CXX=/path/to/g++',
+            )
+    if result.returncode:
+        fail(
+            f'{compiler[0]!r} does not compile a C++17 file with Python.h:\n{result.stderr.strip()}',
+            "install a C++17 compiler and this Python's headers (Debian, Ubuntu: apt install g++ python3-dev)",
+        )
+
+
+def make_venv(venv):
+    python = venv / 'bin' / 'python'
+    if python.exists() and subprocess.run([python, '-m', 'pip', '--version'], capture_output=True).returncode == 0:
+        version = subprocess.check_output([python, '-c', 'import sys; print(*sys.version_info[:2], sep=".")'], text=True)
+        say(f'{venv.name} is there already, with Python {version.strip()}')
+        return python
+    say(f'making {venv.name} with Python {sys.version.split()[0]}')
+    run(
+        f'making {venv.name}',
+        'the modules venv and ensurepip are needed (Debian, Ubuntu: apt install python3-venv)',
+        *(sys.executable, '-m', 'venv', '--clear', venv),
+    )
+    return python
+
+
+def read_pins(stack):
+    """{'mmcv': 'mmcv==2.1.0', ...}; the forks' names without their `onedl-`."""
+    lines = (HERE / f'{stack}.txt').read_text().splitlines()
+    pins = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+    return {pin.split('==')[0].removeprefix('onedl-'): pin for pin in pins}
+
+
+def cache_dir():
+    if chosen := os.environ.get('DAT_MM_CACHE'):
+        return Path(chosen)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dat_mm'
+
+
+def mmcv_wheel(python, pin):
+    """The wheel of mmcv for this environment's torch: from the cache, or compiled into it."""
+    probe = json.loads(subprocess.check_output([python, '-c', PROBE], text=True))
+    if probe['cuda'] and not probe['cuda_home']:
+        fail(
+            f'torch sees a GPU, and nvcc, which compiles mmcv for it, is not there (CUDA_HOME for CUDA {probe["cuda"]})',
+            'install the CUDA toolkit, or compile for CPU only: CUDA_VISIBLE_DEVICES= make setup',
+        )
+    folder = cache_dir() / 'wheels' / pin.replace('==', '-') / re.sub(r'[^\w.+-]', '_', probe['key'])
+    if found := sorted(folder.glob('*.whl')):
+        say(f'{pin}: compiled earlier, {found[0]}')
+        return found[0]
+    say(f'{pin}: compiling for {probe["key"]}; about 20 minutes of one core, less with more cores')
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as built:
+        compile_wheel(python, pin, built, folder / 'build.log')
+        wheel = next(Path(built).glob('*.whl'))
+        return wheel.replace(folder / wheel.name)  # in one step: a stopped build leaves nothing to be found
+
+
+def compile_wheel(python, pin, target, log):
+    """pip says nothing while it compiles: have it print ninja's lines, and pass on how far it is."""
+    name = pin.split('==')[0]
+    command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps']
+    command += ['--no-binary', name, '--wheel-dir', target, pin]
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    environment = {'MAX_JOBS': jobs, 'MMCV_WITH_OPS': '1', **os.environ}
+    environment['PATH'] = f'{Path(python).parent}{os.pathsep}{environment["PATH"]}'  # ninja is in there
+    start, shown, last = time.monotonic(), 0.0, deque(maxlen=40)
+    with (
+        open(log, 'w') as file,
+        subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        ) as process,
+    ):
+        for line in process.stdout:
+            file.write(line)
+            last.append(line[:400].rstrip())
+            now = time.monotonic() - start
+            if (step := re.search(r'\[(\d+)/(\d+)\]', line)) and (now - shown > 15 or step[1] == step[2]):
+                shown = now
+                print(f'   {pin}: {step[1]} of {step[2]} files, {now / 60:.1f} min', flush=True)
+    if process.returncode:
+        print(*last, sep='\n')
+        fail(
+            f'compiling {pin} failed; the whole log is {log}',
+            'the first line with "error:" in it says why; "Killed" means too little memory: MAX_JOBS=1 make setup',
+        )
+
+
+def main(stack, venv):
+    if stack not in STACKS:
+        fail(f'STACK={stack} is not known', f'use one of: {", ".join(STACKS)}')
+    start = time.monotonic()
+    check_python()
+    check_compiler()
+    python, pins = make_venv(venv), read_pins(stack)
+    pip = (python, '-m', 'pip', 'install', '--disable-pip-version-check')
+    again = 'mostly the network or the disk (6 GB are needed): run make setup again, it goes on where it stopped'
+    say('third-party packages, torch first among them')
+    run('installing them', again, *pip, '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
+    wheel = mmcv_wheel(python, pins.pop('mmcv'))
+    say(f'the {stack} stack')
+    run('installing it', again, *pip, '--no-deps', wheel, *pins.values())
+    say('dat_mm, editable')
+    run('installing it', 'see setup.py', *pip, '--no-deps', '--no-build-isolation', '--editable', ROOT)
+    say('checking that everything imports')
+    run('the check', f'remove {venv.name} and run make setup again', python, HERE / 'check.py', stack)
+    say(f'{venv.name} is ready, {(time.monotonic() - start) / 60:.1f} min')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], Path(sys.argv[2]).absolute())
