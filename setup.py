@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Build the package; a wheel and an editable install both carry dat_mm/.mim, where MIM looks for configs and tools."""
+"""A wheel and an editable install both carry dat_mm/.mim, where MIM looks for configs and tools."""
 
 import re
 import shutil

@@ -3,8 +3,9 @@
 
 `make setup` calls it as `python requirements/install.py STACK VENV`. Standard library only.
 
-mmcv is compiled once and its wheel kept under ${DAT_MM_CACHE:-${XDG_CACHE_HOME:-~/.cache}/dat_mm}/wheels. pip's own
-cache is not used for it: pip finds wheels by source alone, and mmcv's ops only load with the torch they were built for.
+mmcv is compiled once and its wheel kept in ${DAT_MM_CACHE:-${XDG_CACHE_HOME:-~/.cache}/dat_mm}/wheels. pip's
+own cache is not used for it: pip finds wheels by source alone, and mmcv's ops load only with the torch they
+were compiled against.
 """
 
 import json
@@ -55,7 +56,7 @@ def run(what, todo, *command):
 def check_python():
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         fail(
-            f'this is Python {sys.version.split()[0]} ({sys.executable}); the pinned stack needs 3.10, 3.11 or 3.12',
+            f'{sys.executable} is Python {sys.version.split()[0]}; the pinned stack needs 3.10, 3.11 or 3.12',
             'name one of those, as in: make setup PYTHON=python3.11',
         )
 
@@ -81,16 +82,17 @@ def check_compiler():
     if result.returncode:
         fail(
             f'{compiler[0]!r} does not compile a C++17 file with Python.h:\n{result.stderr.strip()}',
-            "install a C++17 compiler and this Python's headers (Debian, Ubuntu: apt install g++ python3-dev)",
+            "install a C++17 compiler and Python's headers (Debian, Ubuntu: apt install g++ python3-dev)",
         )
 
 
 def make_venv(venv):
     python = venv / 'bin' / 'python'
-    if python.exists() and subprocess.run([python, '-m', 'pip', '--version'], capture_output=True).returncode == 0:
-        version = subprocess.check_output([python, '-c', 'import sys; print(*sys.version_info[:2], sep=".")'], text=True)
-        say(f'{venv.name} is there already, with Python {version.strip()}')
-        return python
+    if python.exists():
+        version = subprocess.run([python, '-m', 'pip', '--version'], capture_output=True, text=True)
+        if version.returncode == 0:
+            say(f'{venv.name} is there already: {version.stdout.strip()}')
+            return python
     say(f'making {venv.name} with Python {sys.version.split()[0]}')
     run(
         f'making {venv.name}',
@@ -118,7 +120,7 @@ def mmcv_wheel(python, pin):
     probe = json.loads(subprocess.check_output([python, '-c', PROBE], text=True))
     if probe['cuda'] and not probe['cuda_home']:
         fail(
-            f'torch sees a GPU, and nvcc, which compiles mmcv for it, is not there (CUDA_HOME for CUDA {probe["cuda"]})',
+            f'torch sees a GPU, and there is no nvcc of CUDA {probe["cuda"]} to compile mmcv for it',
             'install the CUDA toolkit, or compile for CPU only: CUDA_VISIBLE_DEVICES= make setup',
         )
     folder = cache_dir() / 'wheels' / pin.replace('==', '-') / re.sub(r'[^\w.+-]', '_', probe['key'])
@@ -166,7 +168,7 @@ def compile_wheel(python, pin, target, log):
         print(*last, sep='\n')
         fail(
             f'compiling {pin} failed; the whole log is {log}',
-            'the first line with "error:" in it says why; "Killed" means too little memory: MAX_JOBS=1 make setup',
+            'look for "error:" in it; "Killed" means that memory ran out: MAX_JOBS=1 make setup',
         )
 
 
@@ -178,7 +180,9 @@ def main(stack, venv):
     check_compiler()
     python, pins = make_venv(venv), read_pins(stack)
     pip = (python, '-m', 'pip', 'install', '--disable-pip-version-check')
-    again = 'mostly the network or the disk (6 GB are needed): run make setup again, it goes on where it stopped'
+    again = (
+        'check the network and the disk (7 GB are needed), then run make setup again; it goes on from here'
+    )
     say('third-party packages, torch first among them')
     run('installing them', again, *pip, '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
     wheel = mmcv_wheel(python, pins.pop('mmcv'))
