@@ -28,15 +28,17 @@ STACKS = ('openmmlab', 'onedl')
 # What a compiled mmcv depends on. mmcv's setup.py compiles for CUDA when torch sees a GPU or FORCE_CUDA=1.
 PROBE = """
 import json, os, sys, sysconfig, torch
-from torch.utils.cpp_extension import CUDA_HOME
 cuda = torch.cuda.is_available() or os.getenv('FORCE_CUDA') == '1'
 archs = os.getenv('TORCH_CUDA_ARCH_LIST', '')
 if cuda and not archs and torch.cuda.is_available():
     archs = '%d.%d' % torch.cuda.get_device_capability()
-device = f'cu{torch.version.cuda}-{archs}' if cuda else 'cpu'
+device, home = 'cpu', None
+if cuda:
+    from torch.utils.cpp_extension import CUDA_HOME as home
+    device = f'cu{torch.version.cuda}-{archs}'
 python = f'cp{sys.version_info.major}{sys.version_info.minor}'
 key = f'torch-{torch.__version__}-{device}-{python}-{sysconfig.get_platform()}'
-print(json.dumps(dict(key=key, cuda=torch.version.cuda if cuda else None, cuda_home=CUDA_HOME)))
+print(json.dumps(dict(key=key, cuda=torch.version.cuda if cuda else None, cuda_home=home)))
 """
 
 
@@ -117,7 +119,10 @@ def cache_dir():
 
 def mmcv_wheel(python, pin):
     """The wheel of mmcv for this environment's torch: from the cache, or compiled into it."""
-    probe = json.loads(subprocess.check_output([python, '-c', PROBE], text=True))
+    try:
+        probe = json.loads(subprocess.check_output([python, '-c', PROBE], text=True))
+    except subprocess.CalledProcessError:
+        fail('torch does not import; the reason is above', f'remove {python.parents[1]} and run make setup again')
     if probe['cuda'] and not probe['cuda_home']:
         fail(
             f'torch sees a GPU, and there is no nvcc of CUDA {probe["cuda"]} to compile mmcv for it',
@@ -187,7 +192,9 @@ def main(stack, venv):
     run('installing them', again, *pip, '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
     wheel = mmcv_wheel(python, pins.pop('mmcv'))
     say(f'the {stack} stack')
-    run('installing it', again, *pip, '--no-deps', wheel, *pins.values())
+    run('installing it', again, *pip, '--no-deps', *pins.values())
+    # forced: by name and version, an mmcv compiled for another torch looks the same
+    run('installing mmcv', again, *pip, '--no-deps', '--force-reinstall', wheel)
     say('dat_mm, editable')
     run('installing it', 'see setup.py', *pip, '--no-deps', '--no-build-isolation', '--editable', ROOT)
     say('checking that everything imports')
