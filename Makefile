@@ -4,6 +4,9 @@
 STACK ?= openmmlab
 PYTHON ?= python3
 VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
+ifeq ($(filter openmmlab onedl,$(STACK)),)
+$(error STACK=$(STACK) is not known: it is openmmlab or onedl)
+endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -24,8 +27,10 @@ setup: $(READY)
 
 # The file says that set-up went through; it is older than what set-up reads when that has changed.
 $(READY): $(wildcard requirements/*) setup.py pyproject.toml dat_mm/version.py
-	@command -v '$(PYTHON)' > /dev/null || { echo "setup stopped: there is no Python at PYTHON=$(PYTHON)"; \
-	    echo '  -> name one of 3.10, 3.11 or 3.12, as in: make setup PYTHON=python3.11'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null || { \
+	    echo; echo "setup stopped: PYTHON=$(PYTHON) is not Python 3.10, 3.11 or 3.12;" \
+	        "it says: $$('$(PYTHON)' --version 2>&1)"; \
+	    echo '  -> name one, as in: make setup PYTHON=python3.11'; exit 1; }
 	@'$(PYTHON)' requirements/install.py '$(STACK)' '$(VENV)'
 	@touch $@
 
