@@ -24,6 +24,7 @@ help:
 	@echo 'PYTHON=python3.11 the Python to make the environment with: 3.10, 3.11 or 3.12'
 
 setup: $(READY)
+	@echo "$(VENV) is ready; to work in it: . $(BIN)/activate"
 
 # The file says that set-up went through; it is older than what set-up reads when that has changed.
 $(READY): $(wildcard requirements/*) setup.py pyproject.toml dat_mm/version.py

@@ -23,22 +23,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# What a compiled mmcv depends on. mmcv's setup.py compiles for CUDA when torch sees a GPU or FORCE_CUDA=1.
-PROBE = """
-import json, os, sys, sysconfig, torch
-cuda = torch.cuda.is_available() or os.getenv('FORCE_CUDA') == '1'
-archs = os.getenv('TORCH_CUDA_ARCH_LIST', '')
-if cuda and not archs and torch.cuda.is_available():
-    archs = '%d.%d' % torch.cuda.get_device_capability()
-device, home = 'cpu', None
-if cuda:
-    from torch.utils.cpp_extension import CUDA_HOME as home
-    device = f'cu{torch.version.cuda}-{archs}'
-python = f'cp{sys.version_info.major}{sys.version_info.minor}'
-key = f'torch-{torch.__version__}-{device}-{python}-{sysconfig.get_platform()}'
-print(json.dumps(dict(key=key, cuda=torch.version.cuda if cuda else None, cuda_home=home)))
-"""
-
 
 def fail(what, todo):
     sys.exit(f'\nsetup stopped: {what}\n  -> {todo}')
@@ -103,41 +87,45 @@ def read_pins(stack):
 
 def cache_dir():
     if chosen := os.environ.get('DAT_MM_CACHE'):
-        return Path(chosen)
+        return Path(chosen).expanduser().absolute()
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dat_mm'
 
 
 def mmcv_wheel(python, pin):
     """The wheel of mmcv for this environment's torch: from the cache, or compiled into it."""
     try:
-        probe = json.loads(subprocess.check_output([python, '-c', PROBE], text=True))
+        target = json.loads(subprocess.check_output([python, HERE / 'mmcv_target.py'], text=True))
     except subprocess.CalledProcessError:
         fail('torch does not import; the reason is above', f'remove {python.parents[1].name} and try again')
-    if probe['cuda'] and not probe['cuda_home']:
-        fail(
-            f'torch sees a GPU, and there is no nvcc of CUDA {probe["cuda"]} to compile mmcv for it',
-            'install the CUDA toolkit, or compile for CPU only: CUDA_VISIBLE_DEVICES= make setup',
-        )
-    folder = cache_dir() / 'wheels' / pin.replace('==', '-') / re.sub(r'[^\w.+-]', '_', probe['key'])
+    if target['note']:
+        say(target['note'])
+    folder = cache_dir() / 'wheels' / pin.replace('==', '-') / target['key']
     if found := sorted(folder.glob('*.whl')):
         say(f'{pin}: compiled earlier, {found[0]}')
         return found[0]
-    say(f'{pin}: compiling for {probe["key"]}; about 20 minutes of one core, less with more cores')
-    folder.mkdir(parents=True, exist_ok=True)
+    say(f'{pin}: compiling for {target["key"]}; 20 to 30 minutes of one core, less with more cores')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(
+            f'the wheel needs a place to stay: {error}', 'name a folder: make setup DAT_MM_CACHE=/some/folder'
+        )
     with tempfile.TemporaryDirectory(dir=folder) as built:
-        compile_wheel(python, pin, built, folder / 'build.log')
+        compile_wheel(python, pin, target['device'], built, folder / 'build.log')
         wheel = next(Path(built).glob('*.whl'))
         return wheel.replace(folder / wheel.name)  # in one step: a stopped build leaves nothing to be found
 
 
-def compile_wheel(python, pin, target, log):
+def compile_wheel(python, pin, device, folder, log):
     """pip says nothing while it compiles: have it print ninja's lines, and pass on how far it is."""
     name = pin.split('==')[0]
     command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps']
-    command += ['--no-binary', name, '--wheel-dir', target, pin]
+    command += ['--no-binary', name, '--wheel-dir', folder, pin]
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     environment = {'MAX_JOBS': jobs, 'MMCV_WITH_OPS': '1', **os.environ}
     environment['PATH'] = f'{Path(python).parent}{os.pathsep}{environment["PATH"]}'  # ninja is in there
+    if device == 'cpu':
+        environment['CUDA_VISIBLE_DEVICES'] = ''
     start, shown, last = time.monotonic(), 0.0, deque(maxlen=40)
     with (
         open(log, 'w') as file,
@@ -163,7 +151,8 @@ def compile_wheel(python, pin, target, log):
         print(*last, sep='\n')
         fail(
             f'compiling {pin} failed; the whole log is {log}',
-            'look for "error:" in it; "Killed" means that memory ran out: MAX_JOBS=1 make setup',
+            'look for "error:" in it. If memory ran out ("Killed"): MAX_JOBS=1 make setup.'
+            + ' For CPU ops only: CUDA_VISIBLE_DEVICES= make setup' * (device != 'cpu'),
         )
 
 
