@@ -107,9 +107,7 @@ def mmcv_wheel(python, pin):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(
-            f'the wheel needs a place to stay: {error}', 'name a folder: make setup DAT_MM_CACHE=/some/folder'
-        )
+        fail(f'the wheel needs a place to stay: {error}', 'name a folder: make setup DAT_MM_CACHE=/some/folder')
     with tempfile.TemporaryDirectory(dir=folder) as built:
         compile_wheel(python, pin, target['device'], built, folder / 'build.log')
         wheel = next(Path(built).glob('*.whl'))
@@ -161,9 +159,7 @@ def main(stack, venv):
     check_compiler()
     python, pins = make_venv(venv), read_pins(stack)
     pip = (python, '-m', 'pip', 'install', '--disable-pip-version-check')
-    again = (
-        'check the network and the disk (7 GB are needed), then run make setup again; it goes on from here'
-    )
+    again = 'check the network and the disk (7 GB are needed), then run make setup again; it goes on from here'
     say('third-party packages, torch first among them')
     run('installing them', again, *pip, '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
     wheel = mmcv_wheel(python, pins.pop('mmcv'))
