@@ -119,8 +119,9 @@ def compile_wheel(python, pin, device, folder, log):
     name = pin.split('==')[0]
     command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps']
     command += ['--no-binary', name, '--wheel-dir', folder, pin]
-    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    environment = {'MAX_JOBS': jobs, 'MMCV_WITH_OPS': '1', **os.environ}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')  # a job takes up to 2.5 GB
+    environment = {'MAX_JOBS': str(max(1, min(cores, memory // 2_500_000_000))), 'MMCV_WITH_OPS': '1', **os.environ}
     environment['PATH'] = f'{Path(python).parent}{os.pathsep}{environment["PATH"]}'  # ninja is in there
     if device == 'cpu':
         environment['CUDA_VISIBLE_DEVICES'] = ''
