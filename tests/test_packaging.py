@@ -1,0 +1,122 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What people get from a wheel, a source archive and an editable install. Builds offline, from a copy."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from dat_mm.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+MIM = ('configs', 'tools', 'model-index.yml')
+
+
+def files_of(tree, name):
+    """Files below tree/name, or the file itself; none where a folder is missing."""
+    top = tree / name
+    found = [top] if top.is_file() else [path for path in top.rglob('*') if path.is_file()]
+    return {path.relative_to(tree).as_posix() for path in found if '__pycache__' not in path.parts}
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    """(source tree, names in wheel, names in archive, metadata), of a copy plus a config and a tool."""
+    tree = tmp_path_factory.mktemp('tree') / 'repository'
+    skip = shutil.ignore_patterns(
+        '.git', '.venv*', 'build', 'dist', '*.egg-info', '.mim', '.*_cache', 'work_dirs', 'data'
+    )
+    shutil.copytree(ROOT, tree, ignore=skip)
+    for name in ('configs/made_up/leaf.py', 'tools/made_up.sh'):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text('# made by a test\n')
+    command = [
+        sys.executable,
+        '-m',
+        'build',
+        '--no-isolation',
+        '--outdir',
+        'dist',
+    ]  # archive, then wheel from it
+    result = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    with tarfile.open(next((tree / 'dist').glob('*.tar.gz'))) as archive:
+        in_archive = {name.partition('/')[2] for name in archive.getnames()}
+    with zipfile.ZipFile(next((tree / 'dist').glob('*.whl'))) as wheel:
+        in_wheel = set(wheel.namelist())
+        metadata = wheel.read(next(name for name in in_wheel if name.endswith('METADATA'))).decode()
+    return tree, in_wheel, in_archive, metadata
+
+
+def test_wheel_carries_mim(built):
+    tree, in_wheel, _, _ = built
+    assert {'dat_mm/.mim/configs/made_up/leaf.py', 'dat_mm/.mim/tools/made_up.sh'} <= in_wheel
+    for name in MIM:
+        assert {f'dat_mm/.mim/{file}' for file in files_of(tree, name)} <= in_wheel
+
+
+def test_wheel_carries_the_whole_package(built):
+    tree, in_wheel, _, _ = built
+    assert files_of(tree, 'dat_mm') <= in_wheel
+
+
+def test_wheel_installs_only_dat_mm(built):
+    _, in_wheel, _, _ = built
+    tops = {name.partition('/')[0] for name in in_wheel}
+    assert tops == {
+        'dat_mm',
+        f'dat_mm-{__version__}.dist-info',
+    }  # so no top-level `tests`, `configs`, `tools`
+
+
+def test_source_archive_builds_the_same(built):
+    tree, _, in_archive, _ = built
+    for name in MIM:
+        assert files_of(tree, name) <= in_archive
+    assert {'setup.py', 'pyproject.toml', 'LICENSE'} <= in_archive
+
+
+def test_version_is_in_one_place(built):
+    _, _, _, metadata = built
+    assert f'\nVersion: {__version__}\n' in metadata
+    assert version('dat-mm') == __version__
+    elsewhere = [name for name in ('setup.py', 'pyproject.toml') if __version__ in (ROOT / name).read_text()]
+    assert not elsewhere
+
+
+@pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
+def test_extras_admit_the_tested_versions(built, stack):
+    """Every pin of requirements/STACK.txt satisfies what the extra of the same name asks for."""
+    from packaging.requirements import Requirement
+
+    _, _, _, metadata = built
+    asked = [Requirement(line) for line in re.findall(r'^Requires-Dist: (.+)$', metadata, re.MULTILINE)]
+    asked = {req.name: req for req in asked if req.marker and req.marker.evaluate({'extra': stack})}
+    lines = (ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines()
+    pins = dict(line.split('==') for line in lines if '==' in line)
+    assert len(pins) == 5
+    for name, pinned in pins.items():
+        assert asked[name].specifier.contains(pinned)
+
+
+def test_editable_install_carries_mim():
+    import dat_mm
+
+    mim = Path(dat_mm.__path__[0]) / '.mim'
+    for name in MIM:
+        if (ROOT / name).exists():
+            assert (mim / name).resolve() == (ROOT / name).resolve()
+
+
+def test_tests_are_not_importable():
+    """Other packages install a top-level `tests`; ours must neither be taken for it nor replace it."""
+    assert not (ROOT / 'tests' / '__init__.py').exists()
+    find = 'from importlib.util import find_spec; print(find_spec("tests"))'
+    found = subprocess.check_output([sys.executable, '-c', find], cwd='/', text=True)
+    assert str(ROOT / 'tests') not in found
