@@ -149,3 +149,11 @@ def test_output_norms_may_differ(tmp_path):
     write_state_dict(source, tmp_path / 'a.pth')
     model = pretrained(tmp_path / 'a.pth', out_indices=(0,))
     assert torch.equal(model.state_dict()['stem.conv.weight'], source['stem.conv.weight'])
+
+
+def test_without_a_checkpoint_it_starts_from_scratch(caplog, capsys):
+    model = small(init_cfg=dict(type='Pretrained', checkpoint=None))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.init_weights()
+    assert_same(model, before)
+    assert 'from scratch' in caplog.text + capsys.readouterr().out
