@@ -19,7 +19,7 @@ def find_problems(stack):
             name, _, version = line.partition('==')
             if version and file == stack and installed.get(name) != version:
                 yield f'{line} should be installed, {installed.get(name)} is'
-            if version and file != stack and name in installed:
+            if version and file != stack and 'mm' in name and name in installed:
                 yield f'{name} is installed beside the {stack} stack: both write to the same folders'
     if 'opencv-python' in installed:
         yield 'opencv-python is installed: it overwrites opencv-python-headless and needs a system libGL'

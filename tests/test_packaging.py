@@ -99,7 +99,7 @@ def test_extras_admit_the_tested_versions(built, stack):
     asked = [Requirement(line) for line in re.findall(r'^Requires-Dist: (.+)$', metadata, re.MULTILINE)]
     asked = {req.name: req for req in asked if req.marker and req.marker.evaluate({'extra': stack})}
     lines = (ROOT / 'requirements' / f'{stack}.txt').read_text().splitlines()
-    pins = dict(line.split('==') for line in lines if '==' in line)
+    pins = dict(line.split('==') for line in lines if '==' in line and 'mm' in line)
     assert len(pins) == 5
     for name, pinned in pins.items():
         assert asked[name].specifier.contains(pinned)
