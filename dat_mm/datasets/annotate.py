@@ -98,20 +98,14 @@ def coco_file(images, records, categories, description):
 
 def image_record(image_id, file_name, scene):
     height, width = scene.owner.shape
-    return {
-        'id': image_id,
-        'file_name': file_name,
-        'width': width,
-        'height': height,
-        'license': 1,
-        'date_captured': '',
-    }
+    unknown = dict.fromkeys(('coco_url', 'flickr_url', 'date_captured'), '')
+    return {'id': image_id, 'file_name': file_name, 'width': width, 'height': height, 'license': 1, **unknown}
 
 
 def label_map(scene, values, background):
-    """(H, W) uint8: `values[label]` where an object is seen, `background` elsewhere."""
-    table = np.array([background] + [values[label] for label in scene.labels], np.uint8)
-    return table[scene.owner]
+    """(H, W) uint8: `values[label]` where an object is seen, 0 on crowds, `background` elsewhere."""
+    objects = [0 if crowd else values[label] for label, crowd in zip(scene.labels, scene.crowd, strict=True)]
+    return np.array([background, *objects], np.uint8)[scene.owner]
 
 
 def crop_object(scene, index, size, margin=1.3):

@@ -3,17 +3,17 @@
 
 CLASSES = ('arrow', 'crescent', 'cross', 'disc', 'ring', 'square', 'star', 'triangle')
 PALETTE = (
-    (228, 87, 86),
-    (245, 133, 24),
-    (238, 202, 59),
-    (84, 162, 75),
-    (114, 183, 178),
-    (76, 120, 168),
-    (178, 121, 162),
-    (255, 157, 166),
+    (31, 119, 180),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (255, 221, 51),
+    (227, 119, 194),
+    (23, 190, 207),
 )
 
 # instances and crops: eight classes
 SHAPES_METAINFO = {'classes': CLASSES, 'palette': PALETTE}
-# masks: the background is a class too (1), the shapes follow (2 to 9), 0 is unlabelled
+# masks: the background is a class too (1), the shapes follow (2 to 9), 0 is unlabelled: the crowds
 SHAPES_SEGMENTATION_METAINFO = {'classes': ('background', *CLASSES), 'palette': ((120, 120, 120), *PALETTE)}

@@ -15,7 +15,7 @@ def _paste(tile, image):
 
 
 def _draw_truth(image, records, zoom):
-    """Boxes, masks and names on the enlarged image; crowds hatched by their box in white."""
+    """Boxes, masks and names on the enlarged image; a crowd has a white box."""
     import cv2
     import numpy as np
     from pycocotools import mask as coco_mask

@@ -5,16 +5,21 @@
 it. They are functions, because a toolbox is imported when one is called; they return the toolbox's own class.
 """
 
+from mmengine.logging import print_log
+
 from ..registry import DATASETS
 from .classes import SHAPES_METAINFO, SHAPES_SEGMENTATION_METAINFO
 
 
 def _prepare(split, data_root, make, lazy_init):
     from .shapes import SPLITS, ensure_shapes
+    from .store import read_marker
 
     if split not in SPLITS:
         raise ValueError(f'split={split!r} is not one of {SPLITS}')
     if not lazy_init:  # lazy_init: somebody only wants the names of the classes
+        if read_marker(data_root) is None:
+            print_log(f'making the Shapes data set in {data_root}, once: this takes seconds', 'current')
         ensure_shapes(data_root, **(make or {}))
 
 
