@@ -28,7 +28,7 @@ class Difficulty:
     def of(cls, level):
         if not 0 <= level <= 1:
             raise ValueError(f'difficulty={level} is not between 0 and 1')
-        return cls(90 - 60 * level, 25 + 60 * level, 2 + 14 * level, 0.65 - 0.4 * level, round(8 * level))
+        return cls(100 - 70 * level, 20 + 60 * level, 2 + 12 * level, 0.75 - 0.45 * level, round(8 * level))
 
 
 @dataclass
@@ -161,9 +161,9 @@ def _random_outline(rng, label, area, centre):
 
 
 def _random_centre(rng, painter, objects):
-    """Anywhere, or, four times in ten, by an object that is already there so that things overlap."""
+    """Anywhere, or, one time in three, by an object that is already there so that things overlap."""
     size = np.array([painter.width, painter.height])
-    if objects and rng.rand() < 0.4:
+    if objects and rng.rand() < 0.35:
         centre, area = objects[rng.randint(len(objects))]
         angle = rng.uniform(0, 2 * np.pi)
         centre = centre + np.sqrt(area) * rng.uniform(0.3, 1.0) * np.array([np.cos(angle), np.sin(angle)])
@@ -171,12 +171,12 @@ def _random_centre(rng, painter, objects):
     return rng.uniform(0.03, 0.97, 2) * size
 
 
-def draw_scene(rng, height, width, difficulty=0.5, tries=12):
+def draw_scene(rng, height, width, difficulty=0.4, tries=12):
     """Two to six objects, of 100 pixels to 40 % of the image on a log scale; now and then a crowd."""
     painter = _Painter(rng, height, width, Difficulty.of(difficulty))
     count = rng.randint(2, 7)
     low, high = np.log(MIN_AREA), np.log(MAX_SHARE * height * width)
-    areas = np.exp(low + (high - low) * rng.beta(1.9, 1.7, count))
+    areas = np.exp(low + (high - low) * rng.beta(2.4, 1.7, count))
     # the large mostly first, or they would seldom find a place
     areas = areas[np.argsort(-np.log(areas) + 0.7 * rng.randn(count))]
     objects = []
@@ -187,7 +187,7 @@ def draw_scene(rng, height, width, difficulty=0.5, tries=12):
             if painter.try_place(label, [_random_outline(rng, label, area, centre)], area):
                 objects.append((centre, area))
                 break
-    if rng.rand() < 0.1 or not objects:
+    if rng.rand() < 0.15 or not objects:
         _place_crowd(rng, painter, tries)
     shown = painter.visible() / np.array(painter.full)
     return Scene(painter.finish(), painter.owner, painter.labels, painter.crowd, shown.tolist())

@@ -18,7 +18,7 @@ MIN_CROP_SHOWN = 0.5  # a crop is taken of objects of which at least half is see
 
 
 def ensure_shapes(
-    root='data/shapes', *, num_train=1600, num_val=250, size=160, difficulty=0.5, seed=0, workers=None
+    root='data/shapes', *, num_train=1600, num_val=250, size=160, difficulty=0.4, seed=0, workers=None
 ):
     """Make the data set at `root` unless it is there; one made with other arguments is an error.
 
@@ -66,11 +66,11 @@ def scene_of(index, split, seed, size, difficulty):
     return draw_scene(rng, int(height * size), int(width * size), difficulty)
 
 
-def write_image(path, image):
+def write_image(path, image, quality=95):
     """JPEG, or PNG by suffix; raises instead of returning False."""
     import cv2
 
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 6] if path.suffix == '.png' else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 6] if path.suffix == '.png' else [cv2.IMWRITE_JPEG_QUALITY, quality]
     path.write_bytes(cv2.imencode('.png' if path.suffix == '.png' else '.jpg', image, options)[1].tobytes())
 
 
@@ -109,7 +109,7 @@ def main(argv=None):
     parser.add_argument('--num-train', type=int, default=1600)
     parser.add_argument('--num-val', type=int, default=250)
     parser.add_argument('--size', type=int, default=160, help='longer side of a scene in pixels')
-    parser.add_argument('--difficulty', type=float, default=0.5, help='0 (easy) to 1 (hard)')
+    parser.add_argument('--difficulty', type=float, default=0.4, help='0 (easy) to 1 (hard)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, help='threads; the bytes are the same for any number')
     options = vars(parser.parse_args(argv))

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from .classes import CLASSES, PALETTE
-from .shapes import ensure_shapes
+from .shapes import ensure_shapes, write_image
+from .store import read_marker
 
 
 def _paste(tile, image):
@@ -38,7 +39,7 @@ def _draw_truth(image, records, zoom):
     return image
 
 
-def draw_sheet(root='data/shapes', split='val', columns=6, first=0, zoom=2):
+def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
     """(H, W, 3) uint8, BGR: two rows of `columns` scenes from number `first` on."""
     import cv2
     import numpy as np
@@ -58,19 +59,18 @@ def draw_sheet(root='data/shapes', split='val', columns=6, first=0, zoom=2):
 
 
 def main(argv=None):
-    from .shapes import write_image
-
     parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.sheet', description=__doc__)
     parser.add_argument('out', type=Path, help='a .png or .jpg file')
     parser.add_argument('--root', default='data/shapes')
     parser.add_argument('--split', default='val', choices=('train', 'val'))
-    parser.add_argument('--columns', type=int, default=6)
+    parser.add_argument('--columns', type=int, default=5)
     parser.add_argument('--first', type=int, default=0)
     parser.add_argument('--zoom', type=int, default=2)
     options = vars(parser.parse_args(argv))
     out = options.pop('out')
-    ensure_shapes(options['root'])
-    write_image(out, draw_sheet(**options))
+    if read_marker(options['root']) is None:
+        ensure_shapes(options['root'])
+    write_image(out, draw_sheet(**options), quality=80)
 
 
 if __name__ == '__main__':

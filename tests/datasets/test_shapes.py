@@ -16,7 +16,7 @@ from dat_mm.datasets.shapes import main, scene_of
 coco_mask = pytest.importorskip('pycocotools.mask')
 
 FIELDS = {'id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd', 'segmentation'}
-SMALL = {'num_train': 40, 'num_val': 8, 'seed': 3}
+SMALL = {'num_train': 40, 'num_val': 8, 'seed': 3, 'difficulty': 0.5}
 
 
 @pytest.fixture(scope='module')
