@@ -87,9 +87,7 @@ def coco_file(images, records, categories, description):
             'url': '',
             'date_created': '',
         },
-        'licenses': [
-            {'id': 1, 'name': 'CC0 1.0', 'url': 'https://creativecommons.org/publicdomain/zero/1.0/'}
-        ],
+        'licenses': [{'id': 1, 'name': 'CC0 1.0', 'url': 'https://creativecommons.org/publicdomain/zero/1.0/'}],
         'images': images,
         'annotations': [dict(id=number, **record) for number, record in enumerate(records, start=1)],
         'categories': categories,

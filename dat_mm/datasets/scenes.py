@@ -128,9 +128,7 @@ class _Painter:
         """Darken the canvas beside the object, away from the light."""
         y, x = window
         dx, dy = round(2 * np.cos(self.light)), round(2 * np.sin(self.light))
-        shadow = cv2.GaussianBlur(
-            cv2.copyMakeBorder(cover, *[reach + 2] * 4, cv2.BORDER_CONSTANT), (0, 0), 1.5
-        )
+        shadow = cv2.GaussianBlur(cv2.copyMakeBorder(cover, *[reach + 2] * 4, cv2.BORDER_CONSTANT), (0, 0), 1.5)
         top, left = y + dy - reach - 2, x + dx - reach - 2
         y0, x0 = max(top, 0), max(left, 0)
         y1, x1 = min(top + shadow.shape[0], self.height), min(left + shadow.shape[1], self.width)
@@ -143,9 +141,7 @@ class _Painter:
         rng, canvas = self.rng, self.canvas
         y, x = np.mgrid[: self.height, : self.width].astype(np.float32) / max(self.height, self.width) - 0.5
         slope = rng.uniform(0, 0.35)
-        canvas *= (1 - slope * (x * np.cos(self.light) + y * np.sin(self.light)))[..., None].astype(
-            np.float32
-        )
+        canvas *= (1 - slope * (x * np.cos(self.light) + y * np.sin(self.light)))[..., None].astype(np.float32)
         canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.7))
         noise = np.frombuffer(rng.bytes(canvas.size), np.uint8).reshape(canvas.shape).astype(np.float32)
         # bytes are spread evenly over 256 values: a standard deviation of 74
@@ -155,9 +151,7 @@ class _Painter:
 
 def _random_outline(rng, label, area, centre):
     stretch = np.exp(rng.uniform(-0.2, 0.2))
-    return place_outline(
-        CLASSES[label], area, rng.uniform(0, 2 * np.pi), stretch, rng.uniform(-0.2, 0.2), centre
-    )
+    return place_outline(CLASSES[label], area, rng.uniform(0, 2 * np.pi), stretch, rng.uniform(-0.2, 0.2), centre)
 
 
 def _random_centre(rng, painter, objects):
@@ -199,8 +193,6 @@ def _place_crowd(rng, painter, tries):
     for _ in range(tries):
         middle = rng.uniform(0.2, 0.8, 2) * (painter.width, painter.height)
         centres = middle + rng.randn(rng.randint(8, 15), 2) * 0.07 * min(painter.width, painter.height)
-        outlines = [
-            _random_outline(rng, label, rng.uniform(0.6, 1.5) * MIN_AREA, centre) for centre in centres
-        ]
+        outlines = [_random_outline(rng, label, rng.uniform(0.6, 1.5) * MIN_AREA, centre) for centre in centres]
         if painter.try_place(label, outlines, area=4 * MIN_AREA, crowd=True):
             return

@@ -17,9 +17,7 @@ CROP_SIZE = 96
 MIN_CROP_SHOWN = 0.5  # a crop is taken of objects of which at least half is seen
 
 
-def ensure_shapes(
-    root='data/shapes', *, num_train=1600, num_val=250, size=160, difficulty=0.4, seed=0, workers=None
-):
+def ensure_shapes(root='data/shapes', *, num_train=1600, num_val=250, size=160, difficulty=0.4, seed=0, workers=None):
     """Make the data set at `root` unless it is there; one made with other arguments is an error.
 
     `size` is the longer side of a scene; `workers` changes the time it takes, not the bytes.
@@ -94,9 +92,7 @@ def _write_split(folder, split, count, size, difficulty, seed, workers):
 
     results = map_scenes(one, count, workers)
     records = [record for _, found in results for record in found]
-    categories = [
-        {'id': k, 'name': name, 'supercategory': 'shape'} for k, name in enumerate(CLASSES, start=1)
-    ]
+    categories = [{'id': k, 'name': name, 'supercategory': 'shape'} for k, name in enumerate(CLASSES, start=1)]
     content = coco_file([image for image, _ in results], records, categories, f'Shapes, {split}')
     path = folder / 'annotations' / f'instances_{split}.json'
     path.parent.mkdir(exist_ok=True)

@@ -173,9 +173,7 @@ def test_annotations_say_what_was_drawn(root):
                 assert isinstance(record['segmentation'], dict if record['iscrowd'] else list)
             masks = cv2.imread(str(root / 'masks' / split / f'{image["id"]:06d}.png'), cv2.IMREAD_UNCHANGED)
             assert masks.dtype == np.uint8
-            truth = np.array(
-                [1] + [0 if c else v + 2 for v, c in zip(scene.labels, scene.crowd, strict=True)]
-            )
+            truth = np.array([1] + [0 if c else v + 2 for v, c in zip(scene.labels, scene.crowd, strict=True)])
             assert np.array_equal(masks, truth[scene.owner])
 
 
