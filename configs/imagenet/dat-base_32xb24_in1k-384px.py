@@ -12,6 +12,6 @@ model = dict(
     head=dict(in_channels=1024),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-6 * 768 / 512), clip_grad=dict(max_norm=1.0))
-cosine = _base_.param_scheduler[0]
-cosine.update(eta_min_ratio=1e-7 / 2e-6)
-param_scheduler = [cosine]
+__cosine = _base_.param_scheduler[0]
+__cosine.update(eta_min_ratio=1e-7 / 2e-6)
+param_scheduler = [__cosine]

@@ -2,7 +2,7 @@
 # Multi-scale training: a short side of 480 to 800, or that after a crop.
 _base_ = 'coco-instance.py'
 
-scales = [(short, 1333) for short in range(480, 801, 32)]
+__scales = [(short, 1333) for short in range(480, 801, 32)]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -10,7 +10,7 @@ train_pipeline = [
     dict(
         type='RandomChoice',
         transforms=[
-            [dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)],
+            [dict(type='RandomChoiceResize', scales=__scales, keep_ratio=True)],
             [
                 dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
                 dict(
@@ -19,7 +19,7 @@ train_pipeline = [
                     crop_size=(384, 600),
                     allow_negative_crop=True,
                 ),
-                dict(type='RandomChoiceResize', scales=scales, keep_ratio=True),
+                dict(type='RandomChoiceResize', scales=__scales, keep_ratio=True),
             ],
         ],
     ),

@@ -1,7 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 data_root = '{{$DAT_MM_DATA:data}}/imagenet/'
 
-mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # RGB
+__mean, __std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # RGB
 # The published settings also have colour jitter 0.4, but hand it to timm's create_transform with a RandAugment policy,
 # and timm leaves the jitter out where there is such a policy. So it took no part, and there is none here.
 train_pipeline = [
@@ -23,8 +23,8 @@ train_pipeline = [
         mode='rand',  # a new value for each pixel
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
-        fill_color=mean[::-1],  # images are BGR here
-        fill_std=std[::-1],
+        fill_color=__mean[::-1],  # images are BGR here
+        fill_std=__std[::-1],
     ),
     dict(type='PackInputs'),
 ]

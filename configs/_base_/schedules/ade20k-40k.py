@@ -10,5 +10,4 @@ param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, b
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(interval=4000))
 auto_scale_lr = dict(enable=False, base_batch_size=32)
