@@ -11,7 +11,6 @@ _PUBLIC = {
     'DAT': 'dat_mm.models',
     'DeformableAttention': 'dat_mm.models',
     'StageSpec': 'dat_mm.arch',
-    'convert': 'dat_mm.convert',
     'deformable_attention': 'dat_mm.ops',
     'neighborhood_attention': 'dat_mm.ops',
 }

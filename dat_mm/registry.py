@@ -10,3 +10,4 @@ except ImportError as error:
     ) from error
 
 MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.dat'])
+DATASETS = parents.Registry('dataset', parent=parents.DATASETS, scope='dat_mm', locations=['dat_mm.datasets.toolboxes'])

@@ -8,7 +8,8 @@ __all__ = ['DAT', 'DeformableAttention', 'NeighborhoodAttention', 'PyramidAttent
 
 
 def __getattr__(name):
-    if name == 'DAT':  # on first use: it needs mmengine
+    if name == 'DAT':  # on first use: it needs mmengine, and registry says so where that is missing
+        from .. import registry  # noqa: F401
         from .dat import DAT
 
         return DAT

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -143,13 +144,19 @@ class DAT(BaseModule):
         return self
 
     def init_weights(self):
-        """Loads the checkpoint of ``init_cfg=dict(type='Pretrained', checkpoint=...)``, whatever its layout."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
-            load_pretrained(self, **options)
-            self._is_init = True
-        else:
+        """Loads the checkpoint of ``init_cfg=dict(type='Pretrained', checkpoint=...)``, whatever its layout.
+
+        With checkpoint=None, the place where a config's user names one, training starts from scratch.
+        """
+        if not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
             super().init_weights()
+            return
+        options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
+        if options.get('checkpoint'):
+            load_pretrained(self, **options)
+        else:
+            print_log('The backbone starts from scratch: its init_cfg.checkpoint is not set', logger='current')
+        self._is_init = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.ndim != 4 or x.shape[1] != self.in_channels:

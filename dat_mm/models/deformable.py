@@ -11,7 +11,8 @@ from .. import ops
 from ..arch import POSITION_BIASES
 from ..ops import grid
 from ..ops.backends import check_backend
-from .layers import conv_last, pad_last
+from ..ops.shapes import packed, pad_last
+from .layers import conv_last
 
 
 class OffsetNetwork(nn.Module):
@@ -42,8 +43,7 @@ class OffsetNetwork(nn.Module):
             p,
             groups=G * dim,
         )
-        # Coordinates in float32, also under autocast.
-        with torch.autocast(q.device.type, enabled=False):
+        with grid.full_precision(q):
             dtype = grid.coordinate_dtype(x)
             x = x.permute(0, 2, 3, 1).unflatten(-1, (G, dim)).to(dtype)  # (B, Hk, Wk, G, c)
             norm = self.norm
@@ -150,7 +150,7 @@ class DeformableAttention(nn.Module):
             points = self.points_of(q)
             keys = ops.sample_features(x, points)
             map_size = points.shape[2:4]
-            points = points.flatten(2, 3)
+            points = packed(points).flatten(2, 3)
         k, v = (
             proj(keys).flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, K, D)
             for proj in (self.proj_k, self.proj_v)
@@ -166,7 +166,7 @@ class DeformableAttention(nn.Module):
             dropout=self.attn_drop if self.training else 0.0,
             backend=self.backend,
         )
-        x = x.permute(0, 2, 3, 1, 4).flatten(3)
+        x = packed(x.permute(0, 2, 3, 1, 4)).flatten(3)
         if self.position_bias == 'depthwise':
             x = x + conv_last(self.position_bias_conv, q)
         return self.proj_drop(self.proj_out(x))
@@ -193,7 +193,7 @@ class DeformableAttention(nn.Module):
         queries = grid.query_grid(*map_size, self.convention, points.dtype, points.device).flatten(0, 1)
         displacement = (queries[:, None] - points[:, :, None]) * 4  # (B, G, Q, K, 2)
         displacement = displacement.sign() * (displacement.abs() + 1).log2() / math.log2(8)
-        with torch.autocast(points.device.type, enabled=False):
+        with grid.full_precision(points):
             mlp = self.position_bias_mlp
             hidden = F.linear(displacement, mlp[0].weight.to(points.dtype), mlp[0].bias.to(points.dtype)).relu()
             bias = F.linear(hidden, mlp[2].weight.to(points.dtype))

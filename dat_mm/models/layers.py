@@ -5,27 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.shapes import pad_to_multiple
+
 
 def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of a channels-last map; neither permutation copies."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def pad_last(x: Tensor, height: int, width: int) -> Tensor:
-    """x (B, H, W, C) with zeros on the right and at the bottom, up to height x width."""
-    bottom, right = height - x.shape[1], width - x.shape[2]
-    # While compiling, always: a branch on a size would pin it.
-    if torch.compiler.is_compiling() or bottom or right:
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-    return x
-
-
-def round_up(n: int, multiple: int) -> int:
-    return (n + multiple - 1) // multiple * multiple
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    return pad_last(x, round_up(x.shape[1], multiple), round_up(x.shape[2], multiple))
 
 
 class DropPath(nn.Module):

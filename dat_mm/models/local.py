@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.backends import check_backend
 from ..ops.reference import attend
-from .layers import conv_last, pad_last, pad_to_multiple, round_up
+from ..ops.shapes import crop_last, exporting, packed, pad_last, pad_to_multiple, round_up
+from .layers import conv_last
 
 
 class WindowAttention(nn.Module):
@@ -33,35 +34,41 @@ class WindowAttention(nn.Module):
         """(M, w*w, w*w)."""
         return self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)
 
-    def mask(self, height: int, width: int) -> Tensor:
-        """-100 where the roll brought two regions into one window, of a padded map: (windows, 1, w*w, w*w)."""
+    def mask(self, height: int, width: int, rows: int, columns: int) -> Tensor:
+        """-100 where the roll of a padded map brought two regions into one window: (windows, 1, w*w, w*w)."""
         w, device = self.window_size, self.bias_index.device
 
-        def region(n):
-            i = torch.arange(n, device=device)
+        def region(n, windows):
+            i = torch.arange(windows * w, device=device)
             return (i >= n - w).long() + (i >= n - self.shift).long()
 
-        regions = region(height)[:, None] * 3 + region(width)
-        regions = regions.view(height // w, w, width // w, w).transpose(1, 2).reshape(-1, 1, w * w)
+        regions = region(height, rows)[:, None] * 3 + region(width, columns)
+        regions = packed(regions.view(rows, w, columns, w).transpose(1, 2)).view(rows * columns, 1, w * w)
         return -100.0 * (regions.unsqueeze(-1) != regions.unsqueeze(-2))
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         M, w = self.heads, self.window_size
-        rows, columns = round_up(H, w) // w, round_up(W, w) // w
-        x = pad_last(x, rows * w, columns * w)
+        height, width = round_up(H, w), round_up(W, w)
+        x = pad_last(x, height, width)
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
+        rows, columns = height // w, width // w
+        if exporting():  # two windows at least along an axis, so that no size may be 1
+            rows, columns = torch.sym_max(rows, 2), torch.sym_max(columns, 2)
+            x = pad_last(x, rows * w, columns * w)
         qkv = self.qkv(x).view(B, rows, w, columns, w, 3, M, C // M)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, B, rows * columns, M, w * w, C // M)
+        qkv = packed(qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)).view(3, B, rows * columns, M, w * w, C // M)
+        q, k, v = qkv.unbind(0)
         logits = (q * (C // M) ** -0.5) @ k.transpose(-2, -1) + self.position_bias()
         if self.shift:
-            logits = logits + self.mask(rows * w, columns * w)
+            logits = logits + self.mask(height, width, rows, columns)
         x = attend(logits, v, self.attn_drop if self.training else 0.0)  # (B, windows, M, w*w, D)
-        x = x.view(B, rows, columns, M, w, w, C // M).permute(0, 1, 4, 2, 5, 3, 6).reshape(B, rows * w, columns * w, C)
+        x = x.view(B, rows, columns, M, w, w, C // M).permute(0, 1, 4, 2, 5, 3, 6)
+        x = packed(x).view(B, rows * w, columns * w, C)
         if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return self.proj_drop(self.proj_out(x[:, :H, :W]))
+            x = crop_last(x, height, width).roll((self.shift, self.shift), (1, 2))
+        return self.proj_drop(self.proj_out(crop_last(x, H, W)))
 
 
 class NeighborhoodAttention(nn.Module):
@@ -94,8 +101,8 @@ class NeighborhoodAttention(nn.Module):
             dropout=self.attn_drop if self.training else 0.0,
             backend=self.backend,
         )
-        x = x.permute(0, 2, 3, 1, 4).flatten(3)
-        return self.proj_drop(self.proj_out(x[:, :H, :W]))
+        x = packed(x.permute(0, 2, 3, 1, 4)).flatten(3)
+        return self.proj_drop(self.proj_out(crop_last(x, H, W)))
 
 
 class PyramidAttention(nn.Module):

@@ -7,6 +7,7 @@ B batch, G groups, M heads, D head width, H x W the map, K keys.
 from torch import Tensor
 
 from . import backends, grid
+from .shapes import packed
 
 __all__ = ['deformable_attention', 'neighborhood_attention', 'sample_features']
 
@@ -111,4 +112,4 @@ def sample_features(x: Tensor, points: Tensor) -> Tensor:
     G = points.shape[1]
     grouped = x.unflatten(-1, (G, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B G, C/G, H, W)
     sampled = grid.sample(grouped, points.flatten(0, 1))
-    return sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2).flatten(3)
+    return packed(sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2)).flatten(3)

@@ -8,6 +8,8 @@ weights of the two generations were trained with different grids, and need them:
 - 'datpp': queries from edge to edge, keys half a step further; a range factor counts 1/(n-1).
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, sym_max, sym_min
@@ -23,6 +25,11 @@ def check_convention(convention: str) -> None:
 def coordinate_dtype(*tensors: Tensor) -> torch.dtype:
     """float32, or float64 where a tensor has it: half precision misses a table cell by a quarter."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def full_precision(x: Tensor):
+    """A context without autocast: coordinates are computed in float32."""
+    return nullcontext() if x.device.type == 'meta' else torch.autocast(x.device.type, enabled=False)
 
 
 def _axis(n, convention, keys, dtype, device):

@@ -1,0 +1,15 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# The recipe of DAT for segmentation was never released: this is Swin's, and the drop path, ImageNet's, is a guess.
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k-160k.py',
+    '../_base_/runtime/mmseg.py',
+]
+
+model = dict(
+    backbone=dict(arch='dat-small', drop_path_rate=0.3),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(type='OptimWrapper')  # float32, as Swin's

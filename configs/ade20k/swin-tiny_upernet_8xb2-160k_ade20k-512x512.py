@@ -1,0 +1,16 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# Swin-T under its own recipe, for comparison. Pretrained weights: --cfg-options
+# model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k-160k.py',
+    '../_base_/runtime/mmseg.py',
+]
+
+model = dict(
+    backbone=dict(_delete_=True, type='SwinTransformer', drop_path_rate=0.3, out_indices=(0, 1, 2, 3)),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(type='OptimWrapper')  # float32, as Swin's

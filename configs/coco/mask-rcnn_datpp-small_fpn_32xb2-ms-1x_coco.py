@@ -1,0 +1,9 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+_base_ = [
+    '../_base_/models/mask-rcnn.py',
+    '../_base_/datasets/coco-instance-ms.py',
+    '../_base_/schedules/coco-1x.py',
+    '../_base_/runtime/mmdet.py',
+]
+
+model = dict(backbone=dict(arch='datpp-small', drop_path_rate=0.1), neck=dict(in_channels=[96, 192, 384, 768]))

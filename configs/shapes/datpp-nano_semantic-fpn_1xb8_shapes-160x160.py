@@ -1,0 +1,7 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+_base_ = [
+    '../_base_/models/shapes-semantic-fpn.py',
+    '../_base_/datasets/shapes-segmentation.py',
+    '../_base_/schedules/shapes-segmentation.py',
+    '../_base_/runtime/mmseg.py',
+]

@@ -1,0 +1,83 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Parameters and multiply-adds, by stage.
+
+Counted are convolutions, linears (of the offset networks for every group) and both products of each attention; norms,
+activations, softmax, sampling and position biases are not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Part:
+    name: str
+    parameters: int = 0
+    macs: int = 0
+    offset_macs: int = 0  # those of the offset networks
+
+
+def use_reference(model: nn.Module) -> nn.Module:
+    """Sets the ops to plain PyTorch: the counter sees no fused or compiled kernel, and no tricks with the bias."""
+    for module in model.modules():
+        if hasattr(module, 'backend'):
+            module.backend = 'reference'
+    return model
+
+
+def count_parts(model: nn.Module, *inputs, backbone: str = 'backbone', **kwargs) -> list[Part]:
+    """What the stages of a backbone, at the attribute of that name ('' is the model itself), and the rest cost.
+
+    Runs one forward pass in eval mode; a downsampling counts with the stage that it leads to.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        use_reference(model).eval()(*inputs, **kwargs)
+    macs = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+
+    root = '.'.join(filter(None, (type(model).__name__, backbone)))
+    module = model.get_submodule(backbone)
+    parts = [_part('stem', module, root, ['stem'], macs)]
+    for i in range(len(module.stages)):
+        names = [f'stages.{i}'] if i == 0 else [f'downsamples.{i - 1}', f'stages.{i}']
+        parts.append(_part(f'stage {i + 1}', module, root, names, macs))
+    counted = Part('', sum(part.parameters for part in parts), sum(part.macs for part in parts))
+    total = sum(p.numel() for p in model.parameters())
+    parts.append(Part('the rest', total - counted.parameters, macs['Global'] - counted.macs))
+    return parts
+
+
+def _part(title, backbone, root, names, macs):
+    part = Part(title)
+    for name in names:
+        full = f'{root}.{name}'
+        part.parameters += sum(p.numel() for p in backbone.get_submodule(name).parameters())
+        part.macs += macs.get(full, 0)
+        part.offset_macs += sum(
+            n for key, n in macs.items() if key.startswith(full + '.') and key.endswith('.offset_net')
+        )
+    return part
+
+
+def table(parts: list[Part]) -> str:
+    """As text, a line a part, with the share of the offset networks."""
+    lines = [f'{"part":<10} {"parameters":>14} {"multiply-adds":>16} {"offset networks":>22}']
+    total = Part('total', *(sum(getattr(p, f) for p in parts) for f in ('parameters', 'macs', 'offset_macs')))
+    for part in [*parts, total]:
+        share = f'{part.offset_macs / 1e6:9.3f} M ({part.offset_macs / part.macs:6.2%})' if part.offset_macs else '-'
+        lines.append(f'{part.name:<10} {part.parameters / 1e6:12.3f} M {part.macs / 1e9:14.3f} G {share:>22}')
+    return '\n'.join(lines)
+
+
+class Classifier(nn.Module):
+    """A backbone with the head of ImageNet, as the published numbers count it."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int = 1000):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.arch.stages[-1].dim, num_classes)
+
+    def forward(self, x):
+        return self.head(self.backbone(x)[-1].mean((2, 3)))

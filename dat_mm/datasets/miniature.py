@@ -1,0 +1,132 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""A few synthetic scenes in the layout of COCO 2017, ADE20K and ImageNet: the real configs run on them."""
+
+import argparse
+import json
+
+from .classes import CLASSES
+from .shapes import SPLITS, VERSION, scene_of, write_image
+from .store import build_once
+
+# COCO numbers its 80 categories 1 to 90, without these
+COCO_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+# ten of ImageNet's 1000 classes: folder and position in the sorted list
+WNIDS = {
+    'n01440764': 0,
+    'n01443537': 1,
+    'n01484850': 2,
+    'n01491361': 3,
+    'n01494475': 4,
+    'n01496331': 5,
+    'n01498041': 6,
+    'n01514668': 7,
+    'n01514859': 8,
+    'n15075141': 999,
+}
+
+
+def _scenes(num_train, num_val, seed, size):
+    """(split, scenes) twice; `size` is the longer side."""
+    for split, count in zip(SPLITS, (num_train, num_val), strict=True):
+        yield split, (scene_of(index, split, seed, size, difficulty=0.3) for index in range(count))
+
+
+def _build(root, kind, num_train, num_val, size, seed, write):
+    recipe = {'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
+    return build_once(root, {'kind': f'mini {kind}', 'version': VERSION, **recipe}, write)
+
+
+def coco_categories():
+    """COCO's 80 categories with their ids; the names are mmdet's."""
+    from mmdet.datasets import CocoDataset
+
+    names = CocoDataset.METAINFO['classes']
+    ids = [number for number in range(1, 91) if number not in COCO_UNUSED_IDS]
+    return [{'id': k, 'name': name, 'supercategory': 'thing'} for k, name in zip(ids, names, strict=True)]
+
+
+def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
+    """COCO 2017: `train2017/`, `val2017/`, `annotations/instances_{train,val}2017.json`. Returns the root."""
+    categories = coco_categories()
+    category_ids = [categories[11 * k]['id'] for k in range(len(CLASSES))]
+
+    def write(folder):
+        from .annotate import annotate, coco_file, image_record
+
+        (folder / 'annotations').mkdir()
+        for split, scenes in _scenes(num_train, num_val, seed, size):
+            (folder / f'{split}2017').mkdir()
+            images, records = [], []
+            for index, scene in enumerate(scenes):
+                # COCO's ids have gaps, and 139 is the first of val2017
+                number = 139 + 146 * index + (9 if split == 'train' else 0)
+                name = f'{number:012d}.jpg'
+                write_image(folder / f'{split}2017' / name, scene.image)
+                images.append(image_record(number, name, scene))
+                records += annotate(scene, number, category_ids)
+            content = coco_file(images, records, categories, f'Miniature of COCO 2017, {split}')
+            (folder / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+
+    return _build(root, 'coco', num_train, num_val, size, seed, write)
+
+
+def write_mini_ade20k(root, *, num_train=8, num_val=4, size=128, seed=0):
+    """ADE20K: `ADEChallengeData2016/{images,annotations}/{training,validation}/ADE_*`. Returns the root."""
+    values = [3 + 21 * k for k in range(len(CLASSES))]  # 3 to 150; the background is 1, wall
+
+    def write(folder):
+        from .annotate import label_map
+
+        base = folder / 'ADEChallengeData2016'
+        for split, scenes in _scenes(num_train, num_val, seed, size):
+            part = {'train': 'training', 'val': 'validation'}[split]
+            for kind in ('images', 'annotations'):
+                (base / kind / part).mkdir(parents=True)
+            for index, scene in enumerate(scenes, start=1):
+                labels = label_map(scene, values, background=1)
+                labels[: scene.owner.shape[0] // 16] = 0  # a strip that nobody labelled
+                write_image(base / 'images' / part / f'ADE_{split}_{index:08d}.jpg', scene.image)
+                write_image(base / 'annotations' / part / f'ADE_{split}_{index:08d}.png', labels)
+
+    return _build(root, 'ade20k', num_train, num_val, size, seed, write)
+
+
+def write_mini_imagenet(root, *, num_train=2, num_val=1, size=128, seed=0):
+    """ImageNet: `{train,val}/WNID/*.JPEG` for ten classes, numbered by `meta/{train,val}.txt`.
+
+    `num_train` and `num_val` count the images of one class.
+    """
+
+    def write(folder):
+        (folder / 'meta').mkdir()
+        counts = [count * len(WNIDS) for count in (num_train, num_val)]
+        for split, scenes in _scenes(*counts, seed, size):
+            lines = []
+            for index, scene in enumerate(scenes):
+                wnid = list(WNIDS)[index % len(WNIDS)]
+                stem = f'{wnid}_{index + 1}' if split == 'train' else f'ILSVRC2012_val_{index + 1:08d}'
+                name = f'{stem}.JPEG'
+                (folder / split / wnid).mkdir(parents=True, exist_ok=True)
+                write_image(folder / split / wnid / name, scene.image)
+                lines.append(f'{wnid}/{name} {WNIDS[wnid]}\n')
+            (folder / 'meta' / f'{split}.txt').write_text(''.join(sorted(lines)))
+
+    return _build(root, 'imagenet', num_train, num_val, size, seed, write)
+
+
+WRITERS = {'coco': write_mini_coco, 'ade20k': write_mini_ade20k, 'imagenet': write_mini_imagenet}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.miniature', description=__doc__)
+    parser.add_argument('kind', choices=WRITERS)
+    parser.add_argument('root')
+    options = parser.parse_args(argv)
+    try:
+        print(WRITERS[options.kind](options.root))
+    except FileExistsError as error:
+        parser.exit(1, f'{error}\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,76 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Golden numbers of the published code (tests/data/golden): weights by formula, and how to compare."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / 'data' / 'golden'
+
+
+class Golden:
+    """One golden case: its arrays, the official keys with their shapes, and weights for them."""
+
+    def __init__(self, name):
+        self.arrays = np.load(GOLDEN / f'{name}.npz')
+        if 'block' in name:
+            self.info = json.loads((GOLDEN / f'{name}.json').read_text())
+            self.shapes, self.prefix = self.info['keys'], self.info['prefix']
+        else:
+            self.shapes, self.prefix = json.loads((GOLDEN / f'{name}.keys.json').read_text()), ''
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    def __contains__(self, key):
+        return key in self.arrays
+
+    def normal(self, seed, shape):
+        return torch.from_numpy(np.random.RandomState(seed).standard_normal(size=shape).astype(np.float32))
+
+    def weight(self, key):
+        """By the formula the golden files were made with."""
+        shape = self.shapes[key]
+        key = self.prefix + key
+        if key.endswith(('relative_position_index', 'attn_mask')):
+            return torch.zeros(shape)
+        r = self.normal(zlib.crc32(key.encode()), shape)
+        if key.endswith('norm.weight'):
+            return 1 + 0.1 * r
+        if key.endswith('.bias'):
+            return 0.02 * r
+        if key.endswith(('rpe_table', 'relative_position_bias_table', 'rpb')):
+            return 0.5 * r
+        r = r / float(np.sqrt(np.prod(shape[1:]) or 1))
+        return r / 2 if key.endswith('conv_offset.3.weight') else r
+
+    def state_dict(self):
+        return {key: self.weight(key) for key in self.shapes}
+
+    def input(self):
+        if 'x_shape' in self:
+            return self.normal(int(self['seed']), tuple(self['x_shape']))
+        size = (int(self[key]) for key in ('batch', 'height', 'width'))
+        batch, height, width = size
+        return self.normal(int(self['seed']), (batch, 3, height, width))
+
+    def error(self, key, tensor):
+        """Largest difference to the golden sample, relative to its largest value."""
+        golden = self[f'{key}_sample'] if f'{key}_sample' in self else self[key].ravel()
+        ours = tensor.detach().flatten()
+        ours = ours[:: max(1, ours.numel() // 2048)] if f'{key}_sample' in self else ours
+        return float(np.abs(ours.numpy() - golden).max() / np.abs(golden).max())
+
+
+@pytest.fixture(scope='session')
+def golden():
+    return Golden
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

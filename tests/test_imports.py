@@ -1,0 +1,76 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Imports point one way, and no toolbox is imported at module level."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / 'dat_mm'
+FILES = sorted(PACKAGE.rglob('*.py'))
+# Lowest first; a part imports from those before it and from itself.
+LAYERS = [
+    'version',
+    'arch',
+    'registry',
+    'ops',
+    'convert',
+    'checkpoint',
+    'models',
+    'complexity',
+    'datasets',
+    'engine',
+    'visualize',
+]
+TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
+TORCH_ONLY = {'ops', 'arch', 'version', 'convert', 'checkpoint'}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imports(path, everywhere=False):
+    """Absolute names of what a file imports, at module level or everywhere."""
+    tree = ast.parse(path.read_text())
+    package = ('dat_mm', *path.relative_to(PACKAGE).parts[:-1])
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f'{module}.{alias.name}' for alias in node.names)
+        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    part = part_of(path)
+    if part == '__init__':
+        return
+    assert part in LAYERS, f'{part} is new: say in LAYERS where it stands'
+    for name in imports(path, everywhere=True):
+        parts = name.split('.')
+        if parts[0] == 'dat_mm' and len(parts) > 1 and parts[1] in LAYERS:
+            assert LAYERS.index(parts[1]) <= LAYERS.index(part), f'{path.name} imports {name}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_toolbox_at_module_level(path):
+    tops = {name.split('.')[0] for name in imports(path)}
+    lazily = PACKAGE / 'datasets'
+    if lazily not in path.parents:
+        assert not tops & TOOLBOXES
+    if part_of(path) in TORCH_ONLY:
+        assert not {name.split('.')[0] for name in imports(path, everywhere=True)} & (TOOLBOXES | {'mmengine'})
+    assert 'triton' not in tops
+
+
+def test_the_rule_sees_imports():
+    found = set(imports(PACKAGE / 'models' / 'dat.py'))
+    assert {'dat_mm.models.blocks', 'dat_mm.arch', 'dat_mm.registry', 'mmengine.model'} <= found
