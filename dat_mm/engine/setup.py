@@ -12,6 +12,11 @@ from mmengine.registry import init_default_scope
 from .errors import UserError
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
+# What a config may be without and a user may well set.
+OPTIONAL_KEYS = {
+    *('activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'data_root', 'env_cfg', 'load_from'),
+    *('experiment_name', 'find_unused_parameters', 'randomness', 'resume', 'sync_bn', 'vis_backends', 'work_dir'),
+}
 
 
 def parse_options(options) -> dict:
@@ -36,9 +41,9 @@ def load_config(path, options=()) -> Config:
         raise UserError(f'{path} is no config: the name must end in .py, .json, .yaml or .yml')
     cfg = Config.fromfile(path)
     options = parse_options(options)
-    for key in options:
-        if key.split('.')[0] not in cfg and key.split('.')[0] not in _NEW_KEYS:
-            print_log(f'--cfg-options {key}: the config has no {key.split(".")[0]!r}, it is added', logger='current')
+    for key in {option.split('.')[0] for option in options}:
+        if key not in cfg and key not in OPTIONAL_KEYS:
+            print_log(f'--cfg-options: {path} has no {key!r}, it is added', logger='current')
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError, AssertionError) as error:
@@ -48,17 +53,6 @@ def load_config(path, options=()) -> Config:
 
         set_data_root(cfg, options['data_root'])
     return cfg
-
-
-# What a config may be without and a user may well set.
-_NEW_KEYS = {
-    'activation_checkpointing',
-    'compile',
-    'data_root',
-    'find_unused_parameters',
-    'load_from',
-    'randomness',
-} | {'custom_hooks', 'experiment_name', 'resume', 'sync_bn', 'vis_backends', 'work_dir', 'auto_scale_lr', 'env_cfg'}
 
 
 def import_toolbox(cfg) -> str:
