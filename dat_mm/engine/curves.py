@@ -18,20 +18,27 @@ def read_run(work_dir) -> tuple[dict, dict]:
         raise UserError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
     training, metrics = {}, {}
     for file in files:
+        iteration = 0
         for line in file.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed
                 continue
-            series = training if 'lr' in entry or 'loss' in entry else metrics
+            if 'lr' in entry:
+                series, step = training, entry['step']
+                iteration = step
+            else:  # step 0: an iteration-based run that logs metrics by epoch
+                series, step = metrics, entry['step'] or iteration
             for name, value in entry.items():
                 if name not in BESIDES - {'lr'} and isinstance(value, (int, float)):
-                    series.setdefault(name, {})[entry['step']] = value
+                    series.setdefault(name, {})[step] = value
+    # COCO writes -1 for sizes that the data has no objects of
+    metrics = {name: values for name, values in metrics.items() if set(values.values()) != {-1}}
     return training, metrics
 
 
 def best(name: str, values: dict) -> tuple[int, float]:
-    """(step, value) of the best; COCO writes -1 for what it cannot tell."""
+    """(step, value) of the best."""
     choose = min if any(word in name.lower() for word in LOWER_IS_BETTER) else max
     step = choose(values, key=lambda step: values[step])
     return step, values[step]
@@ -59,7 +66,7 @@ def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
     columns = min(len(keys), 3)
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, key in zip(axes, keys, strict=False):
         for run, series in runs.items():
             values = series[part].get(key, {})
@@ -68,7 +75,7 @@ def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
             axis.plot(steps, [values[step] for step in steps], marker='.' if few else None, lw=1, label=run)
         axis.set_title(key, fontsize=10)
         axis.grid(alpha=0.3)
-    for axis in list(axes)[len(keys) :]:
+    for axis in axes[len(keys) :]:
         axis.set_visible(False)
     if len(runs) > 1:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', fontsize=8)

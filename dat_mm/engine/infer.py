@@ -97,15 +97,25 @@ class Classifier:
 
     def __init__(self, cfg, checkpoint, device, meta, score_thr):
         from mmpretrain import ImageClassificationInferencer
+        from mmpretrain.visualization import UniversalVisualizer
 
-        self.inferencer = ImageClassificationInferencer(cfg, checkpoint, device=device, classes=meta.get('classes'))
+        self.inferencer = ImageClassificationInferencer(cfg, checkpoint, device=device)
+        self.visualizer = UniversalVisualizer()
+        self.classes = meta.get('classes') or self.inferencer.classes
 
     def __call__(self, image, out_file):
-        (found,) = self.inferencer(str(image), show_dir=str(out_file.parent / '.drawn'))
-        scores = found['pred_scores']
-        classes = self.inferencer.classes or [str(i) for i in range(len(scores))]
-        best = [{'class': classes[i], 'label': i, 'score': scores[i]} for i in np.argsort(-scores)[:5].tolist()]
-        return self.inferencer.visualizer.get_image(), {'top': best}
+        import mmcv
+
+        (found,) = self.inferencer(str(image), return_datasamples=True)
+        scores = found.pred_score.cpu()
+        classes = self.classes or [str(i) for i in range(len(scores))]
+        best = [
+            {'class': classes[i], 'label': i, 'score': scores[i].item()}
+            for i in scores.argsort(descending=True)[:5].tolist()
+        ]
+        picture = mmcv.imread(str(image), channel_order='rgb')
+        side = max(224, min(picture.shape[:2]))  # a small picture would be under its caption
+        return self.visualizer.visualize_cls(picture, found, classes, resize=side, draw_gt=False), {'top': best}
 
 
 PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
@@ -136,7 +146,8 @@ def infer(image, config, checkpoint, *, out_dir='predictions', device=None, scor
         out_file = folder / f'{path.stem}.png'
         drawn, predictions[path.name] = predict(path, out_file)
         mmcv.imwrite(np.ascontiguousarray(drawn[..., ::-1]), str(out_file))
-    (folder / 'predictions.json').write_text(json.dumps(_plain(predictions), indent=1) + '\n')
+    lines = (f'{json.dumps(name)}: {json.dumps(_plain(found))}' for name, found in predictions.items())
+    (folder / 'predictions.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
     print(f'{len(images)} pictures and predictions.json in {folder}')
     return predictions
 

@@ -18,6 +18,7 @@ TTA_MODELS = {
     'mmpretrain': dict(type='AverageClsScoreTTA'),
 }
 HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}
+VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer', 'mmpretrain': 'UniversalVisualizer'}
 FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
@@ -31,8 +32,11 @@ def set_test_time_augmentation(cfg, scope: str) -> None:
         if scope == 'mmdet':
             pack.meta_keys = FLIP_KEYS
         flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
-        transforms = [step for step in transforms if not step['type'].startswith('Load') or 'Image' in step['type']]
-        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+        # annotations after the flips: the merged prediction is compared with them as they are
+        load = [step for step in transforms if step['type'] == 'LoadAnnotations']
+        transforms = [step for step in transforms if step not in load]
+        branches = [flips, *([step] for step in load), [pack]]
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=branches)]
     cfg.model = ConfigDict(**(cfg.get('tta_model') or TTA_MODELS[scope]), module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
 
@@ -46,10 +50,14 @@ def set_drawing(cfg, scope: str, show: bool, show_dir, wait_time: float, interva
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if scope != 'mmpretrain':
         hook.wait_time = wait_time
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
+    if visualizer.type == 'Visualizer':  # mmengine's default draws no predictions
+        visualizer.type = VISUALIZERS[scope]
     if show_dir is not None:
         folder = os.path.abspath(show_dir)
         if scope == 'mmseg':
-            cfg.visualizer.save_dir = folder
+            visualizer.save_dir = folder
+            visualizer.vis_backends = [dict(type='LocalVisBackend')]
         else:
             hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = folder
 
