@@ -1,6 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Checkpoints of mmengine: which one to go on from, and reading them with torch's weights-only unpickler."""
 
+import pickle
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -43,18 +45,49 @@ def allow_mmengine_checkpoints() -> None:
     )
 
 
-def read_meta(path: str | Path) -> dict:
-    """The 'meta' of a checkpoint of training, without reading its tensors."""
+def open_checkpoint(path: str | Path) -> dict:
+    """A checkpoint whose tensors are read when they are used; what is wrong with the file is told in one line."""
     allow_mmengine_checkpoints()
+    if not Path(path).is_file():
+        raise UserError(f'{path}: no such checkpoint')
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        meta = checkpoint['meta']
-    except Exception as error:
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and Path(path).read_bytes()[:1] != b'\x80':
+            raise UserError(f'{path} is no checkpoint') from error
+        lines = [line.strip() for line in str(error).splitlines() if 'GLOBAL' in line]
+        reason = lines[0] if lines else str(error).splitlines()[0]
         raise UserError(
-            f'{path} is no checkpoint of a training run to resume: {str(error).splitlines()[0]} '
-            '(weights alone are given with --cfg-options load_from=PATH)'
+            f'{path} is refused: {reason} (tools/convert_checkpoint.py reads the checkpoints of the DAT authors)'
         ) from error
-    return meta
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f'{path} is no checkpoint: {str(error).splitlines()[0]}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__} and no weights')
+    return content
+
+
+def read_meta(path: str | Path) -> dict:
+    """Of a checkpoint to resume: its iteration, epoch and seed."""
+    content = open_checkpoint(path)
+    if not isinstance(content.get('meta'), dict) or 'iter' not in content['meta'] or 'optimizer' not in content:
+        raise UserError(
+            f'{path} holds no state of training to resume; to start from its weights: --cfg-options load_from={path}'
+        )
+    return content['meta']
+
+
+def check_fit(model, content: dict, path: str | Path) -> None:
+    """mmengine loads what fits and runs on, were it nothing: raises unless all the model's parameters are there."""
+    weights = {key.removeprefix('module.') for key in content.get('state_dict', content)}
+    own = [name for name, _ in model.named_parameters()]
+    missing = [name for name in own if name not in weights]
+    if missing:
+        some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
+        raise UserError(
+            f'{path} is not of this model: it lacks {len(missing)} of its {len(own)} parameters ({some}); '
+            'tools/convert_checkpoint.py converts the checkpoints of the DAT authors'
+        )
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:

@@ -28,8 +28,10 @@ def _paths(dataset):
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or dataset.get('split') or {}  # `split`: mmpretrain's ImageNet
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    parts = [dataset.get('ann_file') or '', *prefixes]
-    yield from (os.path.expanduser(os.path.join(root, part)) for part in ['', *parts] if root or part)
+    parts = [dataset.get('ann_file'), *prefixes]
+    for path in (root, *(os.path.join(root, part) for part in parts if part)):
+        if path:
+            yield os.path.expanduser(path)
 
 
 def _missing(cfg, phases):
@@ -53,8 +55,8 @@ def _missing(cfg, phases):
 
 def nearest_shapes_config(filename) -> str:
     """The config on the built-in data whose name is most like this one's."""
-    stem = Path(filename).stem
-    for folder in Path(filename).resolve().parents:
+    stem = Path(filename or '').stem
+    for folder in Path(filename or '').resolve().parents:
         found = sorted(folder.glob('shapes/*.py')) + sorted(folder.glob('configs/shapes/*.py'))
         if found:
             best = max(found, key=lambda path: SequenceMatcher(None, path.stem, stem).ratio())

@@ -2,7 +2,6 @@
 """What tools/infer.py does: predictions for pictures, drawn and as JSON, by the toolbox's own inferencer."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -10,9 +9,8 @@ import numpy as np
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
-from .checkpoints import allow_mmengine_checkpoints
+from .checkpoints import check_fit, open_checkpoint
 from .errors import UserError
-from .files import check_checkpoint
 from .setup import import_toolbox, load_config, walk
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -125,17 +123,19 @@ def infer(image, config, checkpoint, *, out_dir='predictions', device=None, scor
     """Writes a picture for each picture and predictions.json into `out_dir`; returns the predictions by name."""
     matplotlib.use('Agg')
     images = find_images(image)
-    check_checkpoint(checkpoint)
+    content = open_checkpoint(checkpoint)
     cfg = load_config(config, cfg_options)
     scope = import_toolbox(cfg)
     for node in walk(cfg.model):
         if 'init_cfg' in node:  # the checkpoint holds all weights: load nothing else
             node['init_cfg'] = None
     cfg.load_from = None
-    allow_mmengine_checkpoints()
-    meta = _checkpoint_meta(checkpoint) or dataset_meta(cfg)
-    meta.setdefault('palette', dataset_meta(cfg).get('palette') or 'random')
+    meta = dataset_meta(cfg)
+    # the names that the weights were trained with, where the checkpoint tells them
+    meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
+    meta.setdefault('palette', 'random')
     predict = PREDICTORS[scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
+    check_fit(predict.inferencer.model, content, checkpoint)
 
     import mmcv
 
@@ -150,13 +150,3 @@ def infer(image, config, checkpoint, *, out_dir='predictions', device=None, scor
     (folder / 'predictions.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
     print(f'{len(images)} pictures and predictions.json in {folder}')
     return predictions
-
-
-def _checkpoint_meta(checkpoint):
-    import torch
-
-    with suppress(Exception):  # what else is wrong with it, the inferencer tells
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True, mmap=True)
-        meta = content['meta']['dataset_meta']
-        return {key.lower(): value for key, value in meta.items()}
-    return None

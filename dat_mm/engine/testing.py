@@ -6,10 +6,11 @@ from copy import deepcopy
 
 from mmengine.config import ConfigDict
 from mmengine.fileio import dump
+from mmengine.model import is_model_wrapper
 
-from .checkpoints import allow_mmengine_checkpoints
+from .checkpoints import check_fit, open_checkpoint
 from .errors import UserError
-from .files import check_checkpoint, check_data
+from .files import check_data
 from .setup import fix_workers, import_toolbox, load_config, set_launcher, set_loader_defaults, set_work_dir
 
 TTA_MODELS = {
@@ -78,7 +79,7 @@ def test(
     local_rank=0,
 ):
     """The metrics of a checkpoint; the options are those of tools/test.py."""
-    check_checkpoint(checkpoint)
+    content = open_checkpoint(checkpoint)
     if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
         raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
     cfg = load_config(config, cfg_options)
@@ -97,11 +98,12 @@ def test(
         set_drawing(cfg, scope, show, show_dir, wait_time, interval)
     check_data(cfg, ('test',))
     set_launcher(cfg, launcher, local_rank)
-    allow_mmengine_checkpoints()
 
     from .runner import Runner
 
     runner = Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    check_fit(getattr(model, 'module', model), content, checkpoint)  # of a model of test-time augmentation the inner
     predictions = out is not None and not str(out).endswith('.json')
     if predictions:
         runner.test_evaluator.metrics.append(_predictions_to(str(out), scope))

@@ -3,8 +3,9 @@
 
 from mmengine.logging import print_log
 
+from .checkpoints import read_meta
 from .errors import UserError
-from .files import check_checkpoint, check_data, check_weights
+from .files import check_data, check_weights
 from .precision import cast_focal_losses, set_precision
 from .setup import fix_workers, import_toolbox, load_config, set_launcher, set_loader_defaults, set_work_dir
 
@@ -63,7 +64,7 @@ def train_config(
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
     if resume not in (None, 'auto'):
-        check_checkpoint(resume)
+        read_meta(resume)
     check_data(cfg, ('train',) if no_validate else ('train', 'val'))
     check_weights(cfg)
     set_launcher(cfg, launcher, local_rank)
