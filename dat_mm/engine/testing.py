@@ -90,8 +90,6 @@ def test(
     set_loader_defaults(cfg)
     fix_workers(cfg)
     cfg.load_from, cfg.resume = str(checkpoint), False
-    for node in (cfg.model, cfg.model.get('backbone') or {}):
-        node.pop('init_cfg', None)  # the checkpoint holds all weights
     if tta:
         set_test_time_augmentation(cfg, scope)
     if show or show_dir is not None:

@@ -72,13 +72,14 @@ def train_config(
 
 
 def _tell_start(cfg) -> None:
-    backbone = cfg.model.get('backbone') or {}
-    pretrained = (backbone.get('init_cfg') or {}) if isinstance(backbone.get('init_cfg'), dict) else {}
-    if not (pretrained.get('checkpoint') or cfg.get('load_from') or cfg.get('resume')):
+    if cfg.get('load_from') or cfg.get('resume'):
+        return
+    key, init = 'model.backbone.init_cfg', (cfg.model.get('backbone') or {}).get('init_cfg')
+    kind = init.get('type') if isinstance(init, dict) else None
+    if kind != 'Pretrained' or not init.get('checkpoint'):
+        options = f'{key}.checkpoint=PATH' if kind == 'Pretrained' else f'{key}.type=Pretrained {key}.checkpoint=PATH'
         print_log(
-            'The backbone starts from random weights; to start from a checkpoint: '
-            '--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH',
-            logger='current',
+            f'The backbone starts from random weights; from a checkpoint with --cfg-options {options}', logger='current'
         )
 
 
