@@ -24,6 +24,24 @@ def to_picture(image, preprocessor) -> np.ndarray:
     return np.ascontiguousarray(picture if any(getattr(preprocessor, f, False) for f in flags) else picture[..., ::-1])
 
 
+def annotates_the_original(loader_cfg) -> bool:
+    """For evaluation the toolboxes resize the image first and load its annotations as they are after that."""
+    dataset = loader_cfg.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = [str(step['type']) for step in dataset.get('pipeline', [])]
+    loads = [i for i, step in enumerate(steps) if step.endswith('LoadAnnotations')]
+    return bool(loads) and any('Resize' in step for step in steps[: loads[0]])
+
+
+def to_original(picture, sample) -> np.ndarray:
+    """Without the padding, in the size of the file."""
+    import mmcv
+
+    (height, width), (original_height, original_width) = sample.img_shape[:2], sample.ori_shape[:2]
+    return mmcv.imresize(picture[:height, :width], (original_width, original_height))
+
+
 def draw_detection(visualizer, name, picture, sample, meta, out_file):
     boxes = sample.gt_instances.bboxes
     sample.gt_instances.bboxes = getattr(boxes, 'tensor', boxes)
@@ -80,13 +98,15 @@ def browse(config, *, out_dir=None, number=16, phase='train', seed=0, cfg_option
     visualizer.dataset_meta = meta
     folder = Path(out_dir or Path('work_dirs', 'browse', Path(config).stem, phase))
     folder.mkdir(parents=True, exist_ok=True)
+    original = annotates_the_original(loader_cfg)
     written = []
     for batch in loader:
         fed = preprocessor(batch, training=phase == 'train')
         for image, sample in zip(fed['inputs'], fed['data_samples'], strict=True):
             name = Path(sample.get('img_path') or 'picture').stem
             path = folder / f'{len(written):04d}_{name}.png'
-            draw(visualizer, name, to_picture(image, preprocessor), sample, meta, str(path))
+            picture = to_picture(image, preprocessor)
+            draw(visualizer, name, to_original(picture, sample) if original else picture, sample, meta, str(path))
             written.append(path)
             if len(written) == number:
                 break
