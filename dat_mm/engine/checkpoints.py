@@ -3,7 +3,6 @@
 
 import pickle
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,11 @@ def _statistic(owner, name):
     return getattr(HistoryBuffer, name)
 
 
-@cache
 def allow_mmengine_checkpoints() -> None:
-    """torch >= 2.6 loads weights only and refuses the logs that mmengine keeps beside them: allow these, no more."""
+    """torch >= 2.6 loads weights only and refuses the logs that mmengine keeps beside them: allow these, no more.
+
+    Before each use, not once: OneDL's mmengine empties the list when it has read a file.
+    """
     from mmengine.logging import HistoryBuffer
 
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):

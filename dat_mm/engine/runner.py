@@ -15,7 +15,7 @@ from .seeds import IterationSeed, add_draws, fetch_by_draw
 
 
 class _AlreadySkipped:
-    """Stands before a loop's batches. A resumed loop first draws those it has had; the sampler passed them over."""
+    """Stands before a loop's batches. A resumed loop first passes over those it has had; the sampler has done it."""
 
     def __init__(self, batches, count):
         self.batches, self.count = batches, count
@@ -28,6 +28,9 @@ class _AlreadySkipped:
             self.count -= 1
             return None
         return next(self.batches)
+
+    def skip_iter(self, count):  # how OneDL's loop does it
+        self.count = max(self.count - count, 0)
 
 
 @RUNNERS.register_module()
@@ -62,7 +65,7 @@ class Runner(MMEngineRunner):
         finally:
             self._builds_training_data = False
         skipped = getattr(loop.dataloader.batch_sampler, 'skip', 0)
-        if skipped:
+        if skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's, True: it draws none
             loop.dataloader_iterator = _AlreadySkipped(loop.dataloader_iterator, skipped)
         return loop
 
