@@ -11,6 +11,7 @@ from mmengine.runner import Runner as MMEngineRunner
 
 from ..registry import RUNNERS
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
+from .errors import UserError
 from .seeds import IterationSeed, add_draws, fetch_by_draw
 
 
@@ -82,6 +83,11 @@ class Runner(MMEngineRunner):
             drop_last=dataloader.pop('drop_last', False),
         )
         loader = build(dataloader, seed, diff_rank_seed)
+        if not len(loader):
+            raise UserError(
+                f'the training data has {len(loader.dataset)} samples for each batch of {dataloader["batch_size"]} '
+                f'on {self.world_size} processes, and incomplete batches are dropped: there is no batch'
+            )
         fetch_by_draw(loader.dataset)
         return loader
 

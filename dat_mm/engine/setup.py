@@ -51,7 +51,10 @@ def load_config(path, options=()) -> Config:
     if 'data_root' in options:
         from .config import set_data_root
 
-        set_data_root(cfg, options['data_root'])
+        try:
+            set_data_root(cfg, options['data_root'])
+        except ValueError as error:
+            raise UserError(f'--cfg-options data_root={options["data_root"]}: {error}') from error
     return cfg
 
 

@@ -12,7 +12,7 @@ from dat_mm.engine.errors import UserError
 from dat_mm.engine.files import check_data, nearest_shapes_config
 from dat_mm.engine.precision import cast_focal_losses, set_precision
 from dat_mm.engine.setup import load_config, parse_options
-from dat_mm.engine.training import train_config
+from dat_mm.engine.training import train, train_config
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 
@@ -191,3 +191,9 @@ def test_work_dir_validation_and_seed(tiny_config, tmp_path):
     assert cfg.randomness == dict(seed=5, deterministic=True)
     assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
     assert cfg.train_dataloader.collate_fn == ConfigDict(type='default_collate')
+
+
+def test_no_batch_is_told(tiny_config, tmp_path):
+    options = ['train_dataloader.batch_size=64', 'train_dataloader.drop_last=True']
+    with pytest.raises(UserError, match='6 samples for each batch of 64 on 1 processes'):
+        train(tiny_config('mmpretrain'), work_dir=tmp_path / 'work', cfg_options=options)
