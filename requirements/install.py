@@ -103,7 +103,7 @@ def mmcv_wheel(python, pin):
     if found := sorted(folder.glob('*.whl')):
         say(f'{pin}: compiled earlier, {found[0]}')
         return found[0]
-    say(f'{pin}: compiling for {target["key"]}; 20 to 30 minutes of one core, less with more cores')
+    say(f'{pin}: compiling for {target["key"]}; 20 to 40 minutes of one core, less with more cores')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,7 +125,7 @@ def compile_wheel(python, pin, device, folder, log):
     environment['PATH'] = f'{Path(python).parent}{os.pathsep}{environment["PATH"]}'  # ninja is in there
     if device == 'cpu':
         environment['CUDA_VISIBLE_DEVICES'] = ''
-    start, shown, last = time.monotonic(), 0.0, deque(maxlen=40)
+    start, shown, errors, last = time.monotonic(), 0.0, [], deque(maxlen=20)
     with (
         open(log, 'w') as file,
         subprocess.Popen(
@@ -142,15 +142,17 @@ def compile_wheel(python, pin, device, folder, log):
         for line in process.stdout:
             file.write(line)
             last.append(line[:400].rstrip())
+            if re.search(r'\berror\b|Killed', line, re.IGNORECASE):
+                errors.append(last[-1])
             now = time.monotonic() - start
             if (step := re.search(r'\[(\d+)/(\d+)\]', line)) and (now - shown > 15 or step[1] == step[2]):
                 shown = now
                 print(f'   {pin}: {step[1]} of {step[2]} files, {now / 60:.1f} min', flush=True)
     if process.returncode:
-        print(*last, sep='\n')
+        print(*(errors[:20] or last), sep='\n')
         fail(
             f'compiling {pin} failed; the whole log is {log}',
-            'look for "error:" in it. If memory ran out ("Killed"): MAX_JOBS=1 make setup.'
+            'the lines above should say why. If memory ran out ("Killed"): MAX_JOBS=1 make setup.'
             + ' For CPU ops only: CUDA_VISIBLE_DEVICES= make setup' * (device != 'cpu'),
         )
 
