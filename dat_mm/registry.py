@@ -11,3 +11,10 @@ except ImportError as error:
 
 MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.dat'])
 DATASETS = parents.Registry('dataset', parent=parents.DATASETS, scope='dat_mm', locations=['dat_mm.datasets.toolboxes'])
+RUNNERS = parents.Registry(
+    'runner',
+    parent=parents.RUNNERS,
+    build_func=parents.RUNNERS.build_func,
+    scope='dat_mm',
+    locations=['dat_mm.engine.runner'],
+)

@@ -1,5 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Golden numbers of the published code (tests/data/golden): weights by formula, and how to compare."""
+"""Golden numbers of the published code (tests/data/golden): weights by formula, and how to compare.
+
+Configs that train in seconds (tests/data/tiny) and their data.
+"""
 
 import json
 import zlib
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
+TINY = Path(__file__).parent / 'data' / 'tiny'
 
 
 class Golden:
@@ -74,3 +78,47 @@ def golden():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def _write_data(root: Path, count: int = 6) -> None:
+    """Pictures with a dark or a light square: as folders, boxes and masks."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for folder in ('images', 'masks', 'folders/dark', 'folders/light'):
+        (root / folder).mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(count):
+        height, width = (72, 96) if i % 2 else (96, 72)
+        picture = rng.integers(80, 170, (height, width, 3), np.uint8)
+        light, x, y = i % 2, *(int(v) for v in rng.integers(4, 30, 2))
+        picture[y : y + 32, x : x + 32] = 230 if light else 20
+        mask = np.full((height, width), 255, np.uint8)
+        mask[y : y + 32, x : x + 32] = light
+        mask[:4] = 1 - light
+        Image.fromarray(picture).save(root / f'images/{i}.png')
+        Image.fromarray(picture).save(root / f'folders/{("dark", "light")[light]}/{i}.png')
+        Image.fromarray(mask).save(root / f'masks/{i}.png')
+        images.append(dict(id=i, file_name=f'{i}.png', height=height, width=width))
+        annotations.append(dict(id=i + 1, image_id=i, category_id=light, bbox=[x, y, 32, 32], area=1024, iscrowd=0))
+    categories = [dict(id=0, name='dark'), dict(id=1, name='light')]
+    (root / 'boxes.json').write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    _write_data(root)
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_data, tmp_path):
+    """Writes tmp_path/{mmpretrain,mmdet,mmseg}.py and returns its path."""
+
+    def write(scope):
+        path = tmp_path / f'{scope}.py'
+        path.write_text((TINY / f'{scope}.py').read_text().replace('TINY_DATA', str(tiny_data)))
+        return path
+
+    return write

@@ -1,0 +1,104 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of mmengine: which one to go on from, and reading them with torch's weights-only unpickler."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import UserError
+
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
+def _statistic(owner, name):
+    """Stands for getattr in a checkpoint, where HistoryBuffer names its four statistics by it, and does no more."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise ValueError(f'the checkpoint asks for {name!r} of {owner!r}')
+    return getattr(HistoryBuffer, name)
+
+
+def allow_mmengine_checkpoints() -> None:
+    """torch >= 2.6 loads weights only and refuses the logs that mmengine keeps beside them: allow these, no more.
+
+    Before each use, not once: OneDL's mmengine empties the list when it has read a file.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):
+        return
+    reconstruct, scalar = np.ndarray(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    cores = ('numpy.core.multiarray', 'numpy._core.multiarray')  # numpy 1 and 2: a file may come from either
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_statistic, 'builtins.getattr'),
+            *((reconstruct, f'{core}._reconstruct') for core in cores),
+            *((scalar, f'{core}.scalar') for core in cores),
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(kind)) for kind in ('?', 'b', 'h', 'i', 'l', 'q', 'B', 'H', 'I', 'L', 'Q', 'e', 'f', 'd')),
+        ]
+    )
+
+
+def open_checkpoint(path: str | Path) -> dict:
+    """A checkpoint whose tensors are read when they are used; what is wrong with the file is told in one line."""
+    allow_mmengine_checkpoints()
+    if not Path(path).is_file():
+        raise UserError(f'{path}: no such checkpoint')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and Path(path).read_bytes()[:1] != b'\x80':
+            raise UserError(f'{path} is no checkpoint') from error
+        lines = [line.strip() for line in str(error).splitlines() if 'GLOBAL' in line]
+        reason = lines[0] if lines else str(error).splitlines()[0]
+        raise UserError(
+            f'{path} is refused: {reason} (tools/convert_checkpoint.py reads the checkpoints of the DAT authors)'
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f'{path} is no checkpoint: {str(error).splitlines()[0]}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__} and no weights')
+    return content
+
+
+def read_meta(path: str | Path) -> dict:
+    """Of a checkpoint to resume: its iteration, epoch and seed."""
+    content = open_checkpoint(path)
+    if not isinstance(content.get('meta'), dict) or 'iter' not in content['meta'] or 'optimizer' not in content:
+        raise UserError(
+            f'{path} holds no state of training to resume; to start from its weights: --cfg-options load_from={path}'
+        )
+    return content['meta']
+
+
+def check_fit(model, content: dict, path: str | Path) -> None:
+    """mmengine loads what fits and runs on, were it nothing: raises unless all the model's parameters are there."""
+    weights = {key.removeprefix('module.') for key in content.get('state_dict', content)}
+    own = [name for name, _ in model.named_parameters()]
+    missing = [name for name in own if name not in weights]
+    if missing:
+        some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
+        raise UserError(
+            f'{path} is not of this model: it lacks {len(missing)} of its {len(own)} parameters ({some}); '
+            'tools/convert_checkpoint.py converts the checkpoints of the DAT authors'
+        )
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The one mmengine noted as the last, or where that is gone the newest in the folder."""
+    folder = Path(work_dir)
+    note = folder / 'last_checkpoint'
+    if note.is_file():
+        noted = Path(note.read_text().strip())
+        for path in (noted, folder / noted.name):  # the second: the folder was moved
+            if path.is_file():
+                return path
+    found = [path for pattern in ('epoch_*.pth', 'iter_*.pth') for path in folder.glob(pattern)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,0 +1,6 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What the user can put right, told in one line."""
+
+
+class UserError(Exception):
+    """Something to change on the command line, in the config or on the disk; tools print it without a traceback."""

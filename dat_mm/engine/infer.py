@@ -1,0 +1,152 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What tools/infer.py does: predictions for pictures, drawn and as JSON, by the toolbox's own inferencer."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from mmengine.device import get_device
+from mmengine.registry import DATASETS
+
+from .checkpoints import check_fit, open_checkpoint
+from .errors import UserError
+from .setup import import_toolbox, load_config, walk
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+def find_images(path) -> list[Path]:
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f'{path}: no such picture or folder')
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f'{path} holds no pictures ({", ".join(SUFFIXES)})')
+    return found
+
+
+def dataset_meta(cfg) -> dict:
+    """The classes and colours of the test data, without reading it."""
+    dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
+    return {key.lower(): value for key, value in DATASETS.build(dataset).metainfo.items()}
+
+
+def _plain(value):
+    """Numbers, strings, lists and dicts only."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class Detector:
+    """Boxes, masks and scores above a threshold."""
+
+    def __init__(self, cfg, checkpoint, device, meta, score_thr):
+        from mmdet.apis import DetInferencer
+
+        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+        self.inferencer.model.dataset_meta = self.inferencer.visualizer.dataset_meta = meta
+        self.meta, self.score_thr = meta, score_thr
+
+    def __call__(self, image, out_file):
+        result = self.inferencer(
+            str(image), return_vis=True, no_save_vis=True, no_save_pred=True, pred_score_thr=self.score_thr
+        )
+        found = result['predictions'][0]
+        kept = [i for i, score in enumerate(found['scores']) if score >= self.score_thr]
+        found = {key: [values[i] for i in kept] for key, values in found.items() if isinstance(values, list)}
+        found['classes'] = [self.meta['classes'][label] for label in found['labels']]
+        return result['visualization'][0], found
+
+
+class Segmentor:
+    """A class for each pixel: the label map as a PNG, the share of each class in the JSON."""
+
+    def __init__(self, cfg, checkpoint, device, meta, score_thr):
+        from mmseg.apis import MMSegInferencer
+
+        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        self.inferencer.model.dataset_meta = {key: meta.get(key) for key in ('classes', 'palette')}
+        self.meta = meta
+
+    def __call__(self, image, out_file):
+        from PIL import Image
+
+        result = self.inferencer(str(image), return_vis=True)
+        labels = np.asarray(result['predictions'])
+        path = out_file.with_name(f'{out_file.stem}_labels.png')
+        Image.fromarray(labels.astype(np.uint8)).save(path)
+        numbers, counts = np.unique(labels, return_counts=True)
+        shares = {self.meta['classes'][n]: count / labels.size for n, count in zip(numbers, counts, strict=True)}
+        return result['visualization'], {'labels': path.name, 'shares': shares}
+
+
+class Classifier:
+    """The likeliest classes with their scores."""
+
+    def __init__(self, cfg, checkpoint, device, meta, score_thr):
+        from mmpretrain import ImageClassificationInferencer
+        from mmpretrain.visualization import UniversalVisualizer
+
+        self.inferencer = ImageClassificationInferencer(cfg, checkpoint, device=device)
+        self.visualizer = UniversalVisualizer()
+        self.classes = meta.get('classes') or self.inferencer.classes
+
+    def __call__(self, image, out_file):
+        import mmcv
+
+        (found,) = self.inferencer(str(image), return_datasamples=True)
+        scores = found.pred_score.cpu()
+        classes = self.classes or [str(i) for i in range(len(scores))]
+        best = [
+            {'class': classes[i], 'label': i, 'score': scores[i].item()}
+            for i in scores.argsort(descending=True)[:5].tolist()
+        ]
+        picture = mmcv.imread(str(image), channel_order='rgb')
+        side = max(224, min(picture.shape[:2]))  # a small picture would be under its caption
+        return self.visualizer.visualize_cls(picture, found, classes, resize=side, draw_gt=False), {'top': best}
+
+
+PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
+
+
+def infer(image, config, checkpoint, *, out_dir='predictions', device=None, score_thr=0.3, cfg_options=()):
+    """Writes a picture for each picture and predictions.json into `out_dir`; returns the predictions by name."""
+    matplotlib.use('Agg')
+    images = find_images(image)
+    content = open_checkpoint(checkpoint)
+    cfg = load_config(config, cfg_options)
+    scope = import_toolbox(cfg)
+    for node in walk(cfg.model):
+        if 'init_cfg' in node:  # the checkpoint holds all weights: load nothing else
+            node['init_cfg'] = None
+    cfg.load_from = None
+    meta = dataset_meta(cfg)
+    # the names that the weights were trained with, where the checkpoint tells them
+    meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
+    meta.setdefault('palette', 'random')
+    predict = PREDICTORS[scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
+    check_fit(predict.inferencer.model, content, checkpoint)
+
+    import mmcv
+
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = {}
+    for path in images:
+        out_file = folder / f'{path.stem}.png'
+        drawn, predictions[path.name] = predict(path, out_file)
+        mmcv.imwrite(np.ascontiguousarray(drawn[..., ::-1]), str(out_file))
+    lines = (f'{json.dumps(name)}: {json.dumps(_plain(found))}' for name, found in predictions.items())
+    (folder / 'predictions.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    print(f'{len(images)} pictures and predictions.json in {folder}')
+    return predictions

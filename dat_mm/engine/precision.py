@@ -1,0 +1,55 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The number format of training: what the config says, what the command line says, what the machine can do."""
+
+import torch
+from mmengine.device import get_device
+from mmengine.logging import print_log
+
+from .errors import UserError
+from .setup import walk
+
+DTYPES = ('float16', 'bfloat16')
+
+
+def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
+    """`amp_dtype` implies `amp`. Without either the config decides, and on the CPU it is float32."""
+    amp = amp or amp_dtype is not None
+    if amp_dtype not in (None, *DTYPES):
+        raise UserError(f'--amp-dtype {amp_dtype}: not one of {", ".join(DTYPES)}')
+    on_cpu = get_device() == 'cpu'
+    if amp and on_cpu:
+        raise UserError('--amp needs a GPU and there is none here: without it training runs in float32')
+    wrapper = cfg.optim_wrapper
+    if amp:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+        if amp_dtype is not None:
+            wrapper.dtype = amp_dtype
+    elif wrapper.get('type') == 'AmpOptimWrapper' and on_cpu:
+        wrapper.type = 'OptimWrapper'
+        print_log('No GPU here: mixed precision of the config is off, training runs in float32', logger='current')
+    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+        for key in ('dtype', 'loss_scale', 'use_fp16'):  # of AmpOptimWrapper
+            wrapper.pop(key, None)
+    elif wrapper.get('dtype') == 'bfloat16':
+        # mmcv's RoIAlign has no bfloat16 kernel, torchvision's casts
+        for node in walk(cfg.model):
+            if node.get('type') == 'RoIAlign':
+                node['use_torchvision'] = True
+
+
+def _cast(value):
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+
+
+def cast_focal_losses(model) -> None:
+    """mmcv's focal loss has no bfloat16 kernel either: its inputs come as float32."""
+    for module in model.modules():
+        if 'FocalLoss' in type(module).__name__:
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs: (
+                    tuple(_cast(value) for value in args),
+                    {key: _cast(value) for key, value in kwargs.items()},
+                ),
+                with_kwargs=True,
+            )

@@ -1,0 +1,121 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What tools/test.py does."""
+
+import os
+from copy import deepcopy
+
+from mmengine.config import ConfigDict
+from mmengine.fileio import dump
+from mmengine.model import is_model_wrapper
+
+from .checkpoints import check_fit, open_checkpoint
+from .errors import UserError
+from .files import check_data
+from .setup import fix_workers, import_toolbox, load_config, set_launcher, set_loader_defaults, set_work_dir
+
+TTA_MODELS = {
+    'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    'mmseg': dict(type='SegTTAModel'),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+}
+HOOKS = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}
+VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer', 'mmpretrain': 'UniversalVisualizer'}
+FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+def set_test_time_augmentation(cfg, scope: str) -> None:
+    """The `tta_model` and `tta_pipeline` of the config; where it has none, the image and its mirror image."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        *transforms, pack = deepcopy(dataset.pipeline)
+        if scope == 'mmdet':
+            pack.meta_keys = FLIP_KEYS
+        flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
+        # annotations after the flips: the merged prediction is compared with them as they are
+        load = [step for step in transforms if step['type'] == 'LoadAnnotations']
+        transforms = [step for step in transforms if step not in load]
+        branches = [flips, *([step] for step in load), [pack]]
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=branches)]
+    cfg.model = ConfigDict(**(cfg.get('tta_model') or TTA_MODELS[scope]), module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def set_drawing(cfg, scope: str, show: bool, show_dir, wait_time: float, interval: int) -> None:
+    """Predictions as pictures, in windows or in a folder, through the toolbox's own hook."""
+    if show and os.name == 'posix' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        raise UserError('--show needs a display; --show-dir DIR writes the pictures')
+    hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault('visualization', ConfigDict(type=HOOKS[scope]))
+    hook.update(show=show, interval=interval)
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if scope != 'mmpretrain':
+        hook.wait_time = wait_time
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
+    if visualizer.type == 'Visualizer':  # mmengine's default draws no predictions
+        visualizer.type = VISUALIZERS[scope]
+    if show_dir is not None:
+        folder = os.path.abspath(show_dir)
+        if scope == 'mmseg':
+            visualizer.save_dir = folder
+            visualizer.vis_backends = [dict(type='LocalVisBackend')]
+        else:
+            hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = folder
+
+
+def test(
+    config,
+    checkpoint,
+    *,
+    work_dir=None,
+    out=None,
+    show=False,
+    show_dir=None,
+    wait_time=2.0,
+    interval=1,
+    tta=False,
+    cfg_options=(),
+    launcher='none',
+    local_rank=0,
+):
+    """The metrics of a checkpoint; the options are those of tools/test.py."""
+    content = open_checkpoint(checkpoint)
+    if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
+        raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
+    cfg = load_config(config, cfg_options)
+    scope = import_toolbox(cfg)
+    if not cfg.get('test_dataloader'):
+        raise UserError(f'{config} has no test_dataloader')
+    set_work_dir(cfg, work_dir)
+    set_loader_defaults(cfg)
+    fix_workers(cfg)
+    cfg.load_from, cfg.resume = str(checkpoint), False
+    if tta:
+        set_test_time_augmentation(cfg, scope)
+    if show or show_dir is not None:
+        set_drawing(cfg, scope, show, show_dir, wait_time, interval)
+    check_data(cfg, ('test',))
+    set_launcher(cfg, launcher, local_rank)
+
+    from .runner import Runner
+
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    check_fit(getattr(model, 'module', model), content, checkpoint)  # of a model of test-time augmentation the inner
+    predictions = out is not None and not str(out).endswith('.json')
+    if predictions:
+        runner.test_evaluator.metrics.append(_predictions_to(str(out), scope))
+    metrics = runner.test()
+    if out is not None and not predictions and runner.rank == 0:
+        dump({key: float(value) for key, value in metrics.items()}, str(out), indent=1)
+    return metrics
+
+
+def _predictions_to(path, scope):
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    from mmengine.evaluator import DumpResults
+
+    return DumpResults(out_file_path=path)

@@ -1,0 +1,68 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dat_mm.engine.checkpoints import read_meta
+
+ROOT = Path(__file__).parents[2]
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+
+
+def start(config, work_dir, *options):
+    command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir, '--no-validate', *options]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def losses(work_dir):
+    """{step: loss} as logged with all digits; of a run in parts, the part that came last counts."""
+    found = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry:
+                found[entry['step']] = entry['loss'], entry.get('grad_norm')
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', SCOPES)
+def test_a_killed_run_goes_on_bit_for_bit(scope, tiny_config, tmp_path):
+    """Killed at once when a checkpoint is there, resumed without a seed given and with another number of workers."""
+    config = tiny_config(scope)
+    checkpoint = 'iter_3.pth' if scope == 'mmseg' else 'epoch_1.pth'
+    last = 'iter_9.pth' if scope == 'mmseg' else f'epoch_{4 if scope == "mmpretrain" else 3}.pth'
+    killed = start(config, tmp_path / 'killed')
+    deadline = time.time() + 120
+    while not (tmp_path / 'killed' / checkpoint).exists():
+        assert killed.poll() is None and time.time() < deadline, killed.communicate()[0][-3000:]
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / 'killed' / last).exists()
+    before = losses(tmp_path / 'killed')
+    output = finish(start(config, tmp_path / 'killed', '--resume', '--cfg-options', 'train_dataloader.num_workers=2'))
+    assert 'resumed epoch' in output
+    seed = read_meta(tmp_path / 'killed' / checkpoint)['seed']
+    finish(start(config, tmp_path / 'whole', '--seed', str(seed)))
+    whole, resumed = losses(tmp_path / 'whole'), losses(tmp_path / 'killed')
+    assert len(whole) >= 6
+    assert resumed == whole
+    assert all(whole[step] == loss for step, loss in before.items())
+    weights = [torch.load(tmp_path / run / last, weights_only=True)['state_dict'] for run in ('whole', 'killed')]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

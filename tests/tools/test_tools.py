@@ -1,0 +1,207 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+METRICS = {'mmpretrain': 'accuracy/top1', 'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}
+
+
+def main_of(tool):
+    spec = importlib.util.spec_from_file_location(f'tool_{tool}', TOOLS / f'{tool}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def run(tool, *arguments):
+    main_of(tool)([str(argument) for argument in arguments])
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(path).convert('RGB')) for path in sorted(Path(folder).rglob('*.png'))]
+
+
+@pytest.mark.parametrize('tool', ['train', 'test', 'infer', 'browse_data', 'analyze'])
+def test_help_is_quick_and_usage_errors_exit_with_2(tool, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(tool, '--help')
+    assert caught.value.code == 0
+    with pytest.raises(SystemExit) as caught:
+        run(tool, '--no-such-option')
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments'),
+    [
+        ('train', ['none.py']),
+        ('test', ['none.py', 'none.pth']),
+        ('infer', ['none.jpg', 'none.py', 'none.pth']),
+        ('browse_data', ['none.py']),
+        ('analyze', ['none']),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(tool, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(tool, *arguments)
+    assert caught.value.code.startswith('error: none')
+    assert '\n' not in caught.value.code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', SCOPES)
+def test_train_test_infer_browse_analyze(scope, tiny_config, tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(scope).rename(tmp_path / f'tiny_{scope}.py')
+    run('train', config, '--seed', 1, '--tensorboard')
+    work_dir = tmp_path / f'work_dirs/tiny_{scope}'
+    checkpoint = (work_dir / 'last_checkpoint').read_text()
+    assert list(work_dir.rglob('events.out.tfevents.*'))
+
+    run('test', config, checkpoint, '--out', 'metrics.json', '--show-dir', 'shown')
+    assert json.loads(Path('metrics.json').read_text())[METRICS[scope]] >= 0
+    assert len(pictures('shown')) == 6
+    run('test', config, checkpoint, '--tta', '--out', 'predictions.pkl')
+    import pickle
+
+    assert len(pickle.loads(Path('predictions.pkl').read_bytes())) == 6
+
+    run('infer', tiny_data / 'images', config, checkpoint, '--out-dir', 'found', '--score-thr', '0.01')
+    found = json.loads(Path('found/predictions.json').read_text())
+    assert sorted(found) == [f'{i}.png' for i in range(6)]
+    for i in range(6):
+        assert Image.open(f'found/{i}.png').size >= Image.open(tiny_data / f'images/{i}.png').size
+    if scope == 'mmpretrain':
+        assert {entry['class'] for entry in found['0.png']['top']} == {'dark', 'light'}
+        assert sum(entry['score'] for entry in found['0.png']['top']) == pytest.approx(1, abs=1e-4)
+    elif scope == 'mmdet':
+        assert min(found['0.png']['scores']) >= 0.01
+        assert set(found['0.png']['classes']) <= {'dark', 'light'}
+    else:
+        assert sum(found['0.png']['shares'].values()) == pytest.approx(1)
+
+    run('browse_data', config, '--number', 5, '--out-dir', 'fed')
+    run('browse_data', config, '--number', 5, '--out-dir', 'fed_again')
+    fed, again = pictures('fed'), pictures('fed_again')
+    assert len(fed) == 5
+    assert all(np.array_equal(a, b) for a, b in zip(fed, again, strict=True))
+    run('browse_data', config, '--phase', 'val', '--number', 1)
+    assert len(pictures(f'work_dirs/browse/tiny_{scope}/val')) == 1
+
+    capsys.readouterr()
+    run('analyze', work_dir)
+    table = capsys.readouterr().out
+    assert METRICS[scope] in table and '| loss |' in table
+    assert (work_dir / 'results.md').read_text() in table
+    assert len({picture.std() > 1 for picture in pictures(work_dir)}) == 1
+    assert (work_dir / 'losses.png').exists() and (work_dir / 'metrics.png').exists()
+
+    with pytest.raises(SystemExit, match='is not of this model'):
+        torch.save({'state_dict': {'backbone.a': torch.zeros(1)}}, 'other.pth')
+        run('test', config, 'other.pth')
+
+
+def test_browse_shows_the_colours_of_the_file(tiny_config, tiny_data, tmp_path):
+    """Not their negative, not blue for red: as the picture was before it was normalised."""
+    red = tmp_path / 'folders/red'
+    red.mkdir(parents=True)
+    Image.new('RGB', (64, 64), (200, 30, 10)).save(red / 'red.png')
+    config = tiny_config('mmpretrain')
+    run('browse_data', config, '--phase', 'val', '--number', 1, '--out-dir', tmp_path / 'fed', '--cfg-options',
+        f'val_dataloader.dataset.data_root={tmp_path}')  # fmt: skip
+    (picture,) = pictures(tmp_path / 'fed')
+    assert np.abs(picture[-20:, -20:].reshape(-1, 3).mean(0) - (200, 30, 10)).max() < 3
+
+
+def write_log(folder, lines):
+    path = Path(folder) / 'vis_data/scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(lines))
+
+
+def test_analyze_joins_the_parts_of_a_run_and_compares_runs(tmp_path, capsys):
+    a, b = tmp_path / 'a', tmp_path / 'b'
+    write_log(a / '1', ['{"lr": 1, "loss": 9.0, "step": 1}', '{"lr": 1, "loss": 8.0, "step": 2}', '{"coco/mAP": 0.1, '
+                        '"coco/mAP_s": -1, "step": 1}', '{"lr": 1, "loss": 1.0, "st'])  # fmt: skip
+    write_log(a / '2', ['{"lr": 1, "loss": 7.5, "step": 2}', '{"coco/mAP": 0.3, "step": 2}', '{"coco/mAP": 0.2, '
+                        '"step": 3}'])  # fmt: skip
+    write_log(b / '1', ['{"lr": 1, "loss": 5.0, "step": 50}', '{"mIoU": 40.0, "step": 0}', '{"lr": 1, "loss": 6.0, '
+                        '"step": 100}', '{"mIoU": 39.0, "step": 0}'])  # fmt: skip
+    run('analyze', a, b, '--out-dir', tmp_path / 'out')
+    rows = (tmp_path / 'out/results.md').read_text().splitlines()[2:]
+    assert rows == [
+        '| a | coco/mAP | 0.3 | 2 | 0.2 |',
+        '| a | loss | 7.5 | 2 | 7.5 |',
+        '| b | mIoU | 40 | 50 | 39 |',
+        '| b | loss | 5 | 50 | 6 |',
+    ]
+    with pytest.raises(SystemExit, match='--keys acc: not logged; there are coco/mAP, loss, lr, mIoU'):
+        run('analyze', a, b, '--keys', 'acc')
+
+
+def shell(script, *arguments, **variables):
+    return subprocess.run(
+        ['bash', TOOLS / script, *map(str, arguments)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on the CPU')
+def test_two_processes_train_and_test_on_the_cpu(tiny_config, tmp_path):
+    config, work_dir = tiny_config('mmseg'), tmp_path / 'work'
+    variables = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', PORT=str(29500 + os.getpid() % 1000))
+    done = shell('dist_train.sh', config, 2, '--work-dir', work_dir, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'GPU number: 2' in done.stdout + done.stderr
+    options = ('--work-dir', work_dir, '--out', tmp_path / 'metrics.json')
+    done = shell('dist_test.sh', config, work_dir / 'iter_9.pth', 2, *options, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / 'metrics.json').read_text())['mIoU'] > 0
+
+
+ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
+SCRIPTS = {
+    'dist_train.sh': (['a b.py', 4], dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='host', PORT='1234')),
+    'dist_test.sh': (['a b.py', 'c d.pth', 4], dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='host', PORT='1234')),
+    'slurm_train.sh': (['part', 'job', 'a b.py', 'w d'], dict(GPUS='16', SRUN_ARGS='--qos=high --exclusive')),
+    'slurm_test.sh': (['part', 'job', 'a b.py', 'c d.pth'], dict(GPUS='4', CPUS_PER_TASK='7')),
+}
+EXPECTED = {
+    'dist_train.sh': ['--nnodes=2', '--node_rank=1', '--master_addr=host', '--master_port=1234', '--nproc_per_node=4'],
+    'dist_test.sh': ['--nnodes=2', '--node_rank=1', 'c d.pth', '--nproc_per_node=4', 'pytorch'],
+    'slurm_train.sh': [
+        *('--partition=part', '--job-name=job', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8'),
+        *('--cpus-per-task=5', '--qos=high', '--exclusive', 'w d', 'slurm'),
+    ],
+    'slurm_test.sh': ['--ntasks=4', '--ntasks-per-node=4', '--gres=gpu:4', '--cpus-per-task=7', 'c d.pth', 'slurm'],
+}
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_launch_scripts_pass_everything_on(script, tmp_path):
+    arguments, variables = SCRIPTS[script]
+    for name in ('srun', 'python'):
+        (tmp_path / name).write_text(ECHO)
+        (tmp_path / name).chmod(0o755)
+    unset = {key: '' for key in ('PYTHON', 'GPUS_PER_NODE', 'SRUN_ARGS') if key not in variables}
+    path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    done = shell(script, *arguments, '--cfg-options', 'a=b c', **{**unset, **path, **variables})
+    passed = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert set(EXPECTED[script]) <= set(passed)
+    assert passed[-2:] == ['--cfg-options', 'a=b c']
+    assert 'a b.py' in passed
+    assert shell(script, 'one').returncode == 2
