@@ -17,7 +17,8 @@ class Part:
     name: str
     parameters: int = 0
     macs: int = 0
-    offset_macs: int = 0  # those of the offset networks
+    deformable_macs: int = 0  # those of the deformable attentions
+    offset_macs: int = 0  # those of their offset networks
 
 
 def use_reference(model: nn.Module) -> nn.Module:
@@ -55,19 +56,24 @@ def _part(title, backbone, root, names, macs):
         full = f'{root}.{name}'
         part.parameters += sum(p.numel() for p in backbone.get_submodule(name).parameters())
         part.macs += macs.get(full, 0)
-        part.offset_macs += sum(
-            n for key, n in macs.items() if key.startswith(full + '.') and key.endswith('.offset_net')
-        )
+        for key, offset_macs in macs.items():
+            if key.startswith(f'{full}.') and key.endswith('.offset_net'):
+                part.offset_macs += offset_macs
+                part.deformable_macs += macs[key.removesuffix('.offset_net')]
     return part
 
 
 def table(parts: list[Part]) -> str:
-    """As text, a line a part, with the share of the offset networks."""
-    lines = [f'{"part":<10} {"parameters":>14} {"multiply-adds":>16} {"offset networks":>22}']
-    total = Part('total', *(sum(getattr(p, f) for p in parts) for f in ('parameters', 'macs', 'offset_macs')))
+    """As text, a line a part, with the share of the offset networks in their attention modules."""
+    lines = [f'{"part":<10} {"parameters":>14} {"multiply-adds":>16} {"offset networks":>18} {"of the module":>14}']
+    numbers = ('parameters', 'macs', 'deformable_macs', 'offset_macs')
+    total = Part('total', *(sum(getattr(part, field) for part in parts) for field in numbers))
     for part in [*parts, total]:
-        share = f'{part.offset_macs / 1e6:9.3f} M ({part.offset_macs / part.macs:6.2%})' if part.offset_macs else '-'
-        lines.append(f'{part.name:<10} {part.parameters / 1e6:12.3f} M {part.macs / 1e9:14.3f} G {share:>22}')
+        offsets = share = '-'
+        if part.offset_macs:
+            offsets, share = f'{part.offset_macs / 1e6:.3f} M', f'{part.offset_macs / part.deformable_macs:.2%}'
+        sizes = f'{part.parameters / 1e6:12.3f} M {part.macs / 1e9:14.3f} G'
+        lines.append(f'{part.name:<10} {sizes} {offsets:>18} {share:>14}')
     return '\n'.join(lines)
 
 
