@@ -28,7 +28,7 @@ class Difficulty:
     def of(cls, level):
         if not 0 <= level <= 1:
             raise ValueError(f'difficulty={level} is not between 0 and 1')
-        return cls(100 - 70 * level, 20 + 60 * level, 2 + 12 * level, 0.75 - 0.45 * level, round(8 * level))
+        return cls(100 - 70 * level, 20 + 60 * level, 2 + 12 * level, 0.8 - 0.45 * level, round(8 * level))
 
 
 @dataclass

@@ -1,0 +1,456 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What every config resolves to, against the published recipes, written down here by hand and not read from configs."""
+
+import re
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip('mmengine')
+
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+
+# Learning rates are {where: rate}: 'start', 'n' an iteration, 'ne' the start of an epoch, 'end' the last iteration.
+IMAGENET = dict(
+    batch=4096,
+    length=('epochs', 300),
+    lr={'start': 4e-6, '10e': 2e-3, '20e': 4e-3, '160e': (4e-3 + 4e-5) / 2, 'end': 4e-5},
+    weight_decay=0.05,
+    clip=5.0,
+    fp16=True,
+    size=224,
+    test=((256, 256), 224),
+    decayed='imagenet',
+)
+DAT_BASE = dict(
+    IMAGENET, clip=1.0, lr={'start': 4e-6, '25e': 1.6e-3, '50e': 3.2e-3, '175e': (3.2e-3 + 4e-5) / 2, 'end': 4e-5}
+)
+# 768 images: 1.5 times the rates that are given for 512
+DAT_BASE_384 = dict(
+    DAT_BASE,
+    batch=768,
+    length=('epochs', 30),
+    lr={'start': 3e-6, '15e': (3e-6 + 1.5e-7) / 2, 'end': 1.5e-7},
+    weight_decay=1e-8,
+    size=384,
+    test=((438, 438), 384),
+)
+DATPP_BASE_384 = dict(
+    DAT_BASE_384, clip=5.0, lr={'start': 3e-5, '15e': (3e-5 + 3e-7) / 2, 'end': 3e-7}, test=((384, 384), None)
+)
+
+
+def steps(lr, first, second, last):
+    return {'start': lr / 1000, '250': lr / 2, '500': lr, f'{first}e': lr / 10, f'{second}e': lr / 100, 'end': lr / 100}
+
+
+COCO_1X = dict(
+    batch=64,
+    length=('epochs', 12),
+    lr=steps(4e-4, 8, 11, 12),
+    weight_decay=0.05,
+    clip=None,
+    fp16=True,
+    multi_scale=True,
+    decayed='dense',
+)
+COCO_3X = dict(COCO_1X, length=('epochs', 36), lr=steps(4e-4, 27, 33, 36))
+RETINA_1X, RETINA_3X = dict(COCO_1X, lr=steps(2e-4, 8, 11, 12)), dict(COCO_3X, lr=steps(2e-4, 27, 33, 36))
+SWIN_1X = dict(COCO_1X, batch=16, lr=steps(1e-4, 8, 11, 12), multi_scale=False)
+SWIN_3X = dict(COCO_3X, batch=16, lr=steps(1e-4, 27, 33, 36))
+UPERNET = dict(
+    batch=16,
+    length=('iterations', 160000),
+    evaluate=16000,
+    lr={'start': 6e-11, '750': 3e-5, '1500': 6e-5, '80750': 3e-5, 'end': 0},
+    weight_decay=0.01,
+    clip=None,
+    fp16=True,
+    decayed='dense',
+)
+SEMANTIC_FPN = dict(
+    batch=32,
+    length=('iterations', 40000),
+    evaluate=4000,
+    lr={'start': 2e-4, '1500': 2e-4 * (1 - 1500 / 40000) ** 0.9, '20000': 2e-4 * 0.5**0.9, 'end': 0},
+    weight_decay=1e-4,
+    clip=None,
+    fp16=False,
+    decayed='dense',
+)
+FLOAT32 = dict(fp16=False)
+
+# leaf: (recipe, arch, drop path, millions of parameters and how far off they may be, what else)
+LEAVES = {
+    'imagenet/dat-tiny_32xb128_in1k': (IMAGENET, 'dat-tiny', 0.2, 28.319),
+    'imagenet/dat-small_32xb128_in1k': (IMAGENET, 'dat-small', 0.3, 49.700),
+    'imagenet/dat-base_32xb128_in1k': (DAT_BASE, 'dat-base', 0.5, 87.882),
+    'imagenet/dat-base_32xb24_in1k-384px': (DAT_BASE_384, 'dat-base', 0.5, 88.178),
+    'imagenet/datp-tiny_32xb128_in1k': (IMAGENET, 'datp-tiny', 0.2, 22.773),
+    'imagenet/datpp-tiny_32xb128_in1k': (IMAGENET, 'datpp-tiny', 0.2, 23.963),
+    'imagenet/datpp-small_32xb128_in1k': (IMAGENET, 'datpp-small', 0.4, 53.127),
+    'imagenet/datpp-base_32xb128_in1k': (IMAGENET, 'datpp-base', 0.7, 93.691),
+    'imagenet/datpp-base_32xb24_in1k-384px': (DATPP_BASE_384, 'datpp-base', 0.6, 93.691),
+    'imagenet/swin-tiny_32xb128_in1k': (IMAGENET, 'swin', 0.2, 28.3),
+    'imagenet/convnext-tiny_32xb128_in1k': (IMAGENET, 'convnext', 0.1, 28.6),
+    **{
+        f'imagenet/ablation/dat-tiny_{name}_32xb128_in1k': (IMAGENET, 'dat-tiny', 0.2, parameters)
+        for name, parameters in (
+            ('offsets-no_position-none', 28.29),
+            ('offsets-no_position-relative', 28.32),
+            ('position-none', 28.29),
+            ('position-fixed', 29.73),
+            ('position-depthwise', 28.31),
+            ('stages-12-pyramid', 30.68),
+            ('deformable-1234', 28.39),
+            ('deformable-234', 28.34),
+            ('deformable-4', 28.29),
+            ('deformable-none', 28.29),
+            *((f'range-factor-{s}', 28.32) for s in (0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14, 16)),
+        )
+    },
+    **{
+        f'imagenet/ablation/datpp-tiny_local-{kind}_32xb128_in1k': (IMAGENET, 'datpp-tiny', 0.2, None)
+        for kind in 'LSPX'
+    },
+    # DAT: Swin's recipe, ImageNet's drop path
+    'coco/retinanet_dat-tiny_fpn_8xb2-1x_coco': (SWIN_1X, 'dat-tiny', 0.2, 38),
+    'coco/retinanet_dat-tiny_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-tiny', 0.2, 38),
+    'coco/retinanet_dat-small_fpn_8xb2-1x_coco': (SWIN_1X, 'dat-small', 0.3, 60),
+    'coco/retinanet_dat-small_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-small', 0.3, 60),
+    'coco/mask-rcnn_dat-tiny_fpn_8xb2-1x_coco': (SWIN_1X, 'dat-tiny', 0.2, 48),
+    'coco/mask-rcnn_dat-tiny_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-tiny', 0.2, 48),
+    'coco/mask-rcnn_dat-small_fpn_8xb2-1x_coco': (SWIN_1X, 'dat-small', 0.3, 69),
+    'coco/mask-rcnn_dat-small_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-small', 0.3, 69),
+    'coco/mask-rcnn_swin-tiny_fpn_8xb2-1x_coco': (SWIN_1X, 'swin', 0.2, 48),
+    'coco/cascade-mask-rcnn_dat-tiny_fpn_8xb2-1x_coco': (SWIN_1X, 'dat-tiny', 0.2, 86),
+    'coco/cascade-mask-rcnn_dat-tiny_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-tiny', 0.2, 86),
+    'coco/cascade-mask-rcnn_dat-small_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-small', 0.3, 107),
+    'coco/cascade-mask-rcnn_dat-base_fpn_8xb2-ms-3x_coco': (SWIN_3X, 'dat-base', 0.5, 145),
+    # DAT++
+    'coco/retinanet_datpp-tiny_fpn_32xb2-ms-1x_coco': (RETINA_1X, 'datpp-tiny', 0.0, None),
+    'coco/retinanet_datpp-tiny_fpn_32xb2-ms-3x_coco': (RETINA_3X, 'datpp-tiny', 0.2, None),
+    'coco/retinanet_datpp-small_fpn_32xb2-ms-1x_coco': (RETINA_1X, 'datpp-small', 0.1, None),
+    'coco/retinanet_datpp-small_fpn_32xb2-ms-3x_coco': (RETINA_3X, 'datpp-small', 0.5, None),
+    'coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco': (COCO_1X, 'datpp-tiny', 0.0, None),
+    'coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-3x_coco': (COCO_3X, 'datpp-tiny', 0.3, None),
+    'coco/mask-rcnn_datpp-small_fpn_32xb2-ms-1x_coco': (COCO_1X, 'datpp-small', 0.1, None),
+    'coco/mask-rcnn_datpp-small_fpn_32xb2-ms-3x_coco': (COCO_3X, 'datpp-small', 0.5, None),
+    'coco/cascade-mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco': (COCO_1X, 'datpp-tiny', 0.0, None),
+    'coco/cascade-mask-rcnn_datpp-tiny_fpn_32xb2-ms-3x_coco': (COCO_3X, 'datpp-tiny', 0.1, None),
+    'coco/cascade-mask-rcnn_datpp-small_fpn_32xb2-ms-3x_coco': ({**COCO_3X, **FLOAT32}, 'datpp-small', 0.5, None),
+    'coco/cascade-mask-rcnn_datpp-base_fpn_64xb1-ms-3x_coco': ({**COCO_3X, **FLOAT32}, 'datpp-base', 0.8, None),
+    **{
+        f'ade20k/{arch}_semantic-fpn_8xb4-40k_ade20k-512x512': (SEMANTIC_FPN, arch, drop_path, parameters)
+        for arch, drop_path, parameters in (
+            ('dat-tiny', 0.2, 32),
+            ('dat-small', 0.3, 53),
+            ('dat-base', 0.5, 92),
+            ('datpp-tiny', 0.4, 28),
+            ('datpp-small', 0.4, 57),
+            ('datpp-base', 0.7, 97),
+        )
+    },
+    **{
+        f'ade20k/{arch}_upernet_8xb2-160k_ade20k-512x512': ({**UPERNET, **precision}, arch, drop_path, parameters)
+        for arch, drop_path, parameters, precision in (
+            ('dat-tiny', 0.2, 60, FLOAT32),
+            ('dat-small', 0.3, 81, FLOAT32),
+            ('dat-base', 0.5, 121, FLOAT32),
+            ('datpp-tiny', 0.3, 54, {}),
+            ('datpp-small', 0.5, 85, {}),
+            ('datpp-base', 0.7, 127, FLOAT32),
+        )
+    },
+    'ade20k/swin-tiny_upernet_8xb2-160k_ade20k-512x512': ({**UPERNET, **FLOAT32}, 'swin', 0.3, 60),
+}
+OF_IMAGENET = [leaf for leaf in LEAVES if leaf.startswith('imagenet/')]
+OF_COCO = [leaf for leaf in LEAVES if leaf.startswith('coco/')]
+OF_ADE20K = [leaf for leaf in LEAVES if leaf.startswith('ade20k/')]
+
+
+@cache
+def load(leaf):
+    cfg = Config.fromfile(CONFIGS / f'{leaf}.py')
+    pytest.importorskip(cfg.default_scope)
+    import_module(f'{cfg.default_scope}.utils').register_all_modules(init_default_scope=False)
+    return cfg
+
+
+@cache
+def build_model(leaf):
+    """Without memory for the weights; the toolboxes' own backbones need some, to set themselves up."""
+    cfg = load(leaf)
+    with (
+        DefaultScope.overwrite_default_scope(cfg.default_scope),
+        torch.device('meta' if cfg.model.backbone.type == 'dat_mm.DAT' else 'cpu'),
+    ):
+        return MODELS.build(cfg.model)
+
+
+@cache
+def learning_rates(schedulers, length, epoch_length, probes):
+    """What the schedulers make of the rate 1 at the probed iterations."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    built = []
+    for text in schedulers:
+        settings = eval(text)
+        kind = PARAM_SCHEDULERS.get(settings.pop('type'))
+        if settings.pop('convert_to_iter_based', False):
+            built.append(kind.build_iter_from_epoch(optimizer=optimizer, epoch_length=epoch_length, **settings))
+        else:
+            built.append(kind(optimizer=optimizer, **settings))
+    found = {}
+    for i in range(length):
+        if i in probes:
+            found[i] = optimizer.param_groups[0]['lr']
+        for scheduler in built:
+            if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
+                scheduler.step()
+    return found
+
+
+def without_decay(rule, model, name, parameter):
+    """The two rules of the recipes, in words of the models' own parameters."""
+    tables = ('relative_position_bias_table', 'position_bias_table', 'position_bias_conv', 'position_bias_mlp')
+    parts = name.split('.')
+    if any(table in parts for table in tables):
+        return True
+    if rule == 'imagenet':
+        return parameter.ndim == 1 or parts[-1] == 'bias'
+    module = model.get_submodule(name.rpartition('.')[0])
+    return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+
+
+def test_every_published_config_is_here():
+    shipped = {
+        path.relative_to(CONFIGS).with_suffix('').as_posix()
+        for folder in ('imagenet', 'coco', 'ade20k')
+        for path in (CONFIGS / folder).rglob('*.py')
+    }
+    assert shipped == set(LEAVES)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_training(leaf):
+    recipe, cfg = LEAVES[leaf][0], load(leaf)
+    wrapper = cfg.optim_wrapper
+    gpus = int(re.search(r'_(\d+)xb', leaf).group(1))
+    assert gpus * cfg.train_dataloader.batch_size == recipe['batch'] == cfg.auto_scale_lr.base_batch_size
+    kind, length = recipe['length']
+    assert cfg.train_cfg['max_epochs' if kind == 'epochs' else 'max_iters'] == length
+    assert cfg.train_cfg.val_interval == recipe.get('evaluate', 1)
+    assert wrapper.type == ('AmpOptimWrapper' if recipe['fp16'] else 'OptimWrapper')
+    assert wrapper.get('dtype') in (None, 'float16')
+    assert wrapper.get('clip_grad') == (recipe['clip'] and dict(max_norm=recipe['clip']))
+    assert 'accumulative_counts' not in wrapper
+    optimizer = dict(wrapper.optimizer)
+    assert optimizer.pop('type') == 'AdamW'
+    assert optimizer.pop('weight_decay') == recipe['weight_decay']
+    assert tuple(optimizer.pop('betas')) == (0.9, 0.999)
+    assert optimizer.pop('eps', 1e-8) == 1e-8
+    assert list(optimizer) == ['lr']
+    assert not cfg.get('custom_hooks')  # no average of the weights
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_learning_rate(leaf):
+    recipe, cfg = LEAVES[leaf][0], load(leaf)
+    kind, length = recipe['length']
+    epoch_length = {300: 20, 30: 100, 12: 520, 36: 520}[length] if kind == 'epochs' else length
+    iterations = length * epoch_length if kind == 'epochs' else length
+
+    def probe(where):
+        if where.endswith('e'):
+            return int(where[:-1]) * epoch_length
+        return {'start': 0, 'end': iterations - 1}.get(where) if where in ('start', 'end') else int(where)
+
+    probes = {probe(where): rate for where, rate in recipe['lr'].items()}
+    texts = tuple(repr(scheduler.to_dict()) for scheduler in cfg.param_scheduler)
+    last = 2000 if kind == 'iterations' else iterations  # the rest of a polynomial is held below
+    found = learning_rates(texts, last, epoch_length, tuple(probes))
+    base = cfg.optim_wrapper.optimizer.lr
+    for i, factor in found.items():
+        assert factor * base == pytest.approx(probes[i], rel=6e-3), f'iteration {i}'
+    if kind == 'iterations':
+        poly = dict(type='PolyLR', by_epoch=False, eta_min=0.0, end=length)
+        begin, power = (1500, 1.0) if 'upernet' in leaf else (0, 0.9)
+        assert cfg.param_scheduler[-1] == dict(poly, begin=begin, power=power)
+        middle, rate = next((i, rate) for i, rate in probes.items() if 2000 < i < length - 1)
+        assert base * (1 - (middle - begin) / (length - begin)) ** power == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize('leaf', OF_IMAGENET)
+def test_imagenet_changes_the_rate_at_each_iteration(leaf):
+    for scheduler in load(leaf).param_scheduler:
+        assert scheduler.convert_to_iter_based
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_backbone(leaf):
+    recipe, arch, drop_path, parameters = LEAVES[leaf]
+    backbone, model = load(leaf).model.backbone, build_model(leaf)
+    if arch in ('swin', 'convnext'):
+        assert backbone.drop_path_rate == drop_path
+    else:
+        assert backbone.arch == arch
+        rates = [block.drop_path.rate for stage in model.backbone.stages for block in stage.blocks]
+        assert rates == pytest.approx([drop_path * i / (len(rates) - 1) for i in range(len(rates))])
+    if parameters is not None:
+        count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        digits = len(str(parameters).partition('.')[2])
+        # As printed, rounded; one figure of the paper, 92M, is 0.65 above what its model has.
+        assert count == pytest.approx(parameters, abs=0.66 if parameters == 92 else 0.51 * 10**-digits)
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_decay_of_each_parameter(leaf):
+    recipe, model = LEAVES[leaf][0], build_model(leaf)
+    cfg = load(leaf)
+    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    groups = {id(group['params'][0]): group for group in wrapper.optimizer.param_groups}
+    seen = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group, free = groups[id(parameter)], without_decay(recipe['decayed'], model, name, parameter)
+        assert group['weight_decay'] == (0 if free else recipe['weight_decay']), name
+        assert group['lr'] == cfg.optim_wrapper.optimizer.lr, name
+        seen.add(name.rpartition('.')[2] if 'table' in name else free)
+    assert {True, False} <= seen
+    if 'datp' in leaf and 'local' not in leaf:
+        assert {'neighborhood_bias_table', 'position_bias_table'} <= seen
+
+
+@pytest.mark.parametrize('leaf', OF_IMAGENET)
+def test_imagenet_data(leaf):
+    recipe, cfg = LEAVES[leaf][0], load(leaf)
+    train = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert list(train) == [
+        *('LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'RandAugment', 'RandomErasing', 'PackInputs')
+    ]  # colour jitter: see the data set's file
+    crop, augment, erase = train['RandomResizedCrop'], train['RandAugment'], train['RandomErasing']
+    assert (crop.scale, crop.interpolation) == (recipe['size'], 'bicubic')
+    assert (augment.policies, augment.magnitude_level, augment.magnitude_std) == ('timm_increasing', 9, 0.5)
+    assert augment.hparams.interpolation == 'bicubic'
+    assert (erase.erase_prob, erase.mode, erase.max_area_ratio) == (0.25, 'rand', 1 / 3)
+    assert (train['RandomFlip'].prob, train['RandomFlip'].direction) == (0.5, 'horizontal')
+    for phase in ('val', 'test'):
+        test = {step.type: step for step in cfg[f'{phase}_dataloader'].dataset.pipeline}
+        assert (test['Resize'].scale, test['Resize'].interpolation) == (recipe['test'][0], 'bicubic')
+        assert test['CenterCrop'].crop_size == recipe['test'][1] if recipe['test'][1] else 'CenterCrop' not in test
+    assert cfg.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)  # no repeated augmentation
+    augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+    assert cfg.model.train_cfg == dict(augments=augments)  # without probs: one of them for each batch, evenly
+    loss = cfg.model.head.loss
+    assert (loss.type, loss.label_smooth_val, loss['mode']) == ('LabelSmoothLoss', 0.1, 'original')
+
+
+@pytest.mark.parametrize('leaf', OF_COCO)
+def test_coco_data(leaf):
+    recipe, cfg = LEAVES[leaf][0], load(leaf)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    train = {step.type: step for step in pipeline}
+    assert train['RandomFlip'].prob == 0.5
+    if recipe['multi_scale']:
+        sides = [(480 + 32 * i, 1333) for i in range(11)]
+        one, two = train['RandomChoice'].transforms
+        assert [step.scales for step in one] == [sides]
+        first, crop, second = two
+        assert first.scales == [(400, 1333), (500, 1333), (600, 1333)]
+        assert (crop.type, crop.crop_type, crop.crop_size) == ('RandomCrop', 'absolute_range', (384, 600))
+        assert second.scales == sides
+        assert all(step.keep_ratio for step in (*one, first, second))
+        assert sides[-1] == (800, 1333) and 'Resize' not in train
+    else:
+        assert (train['Resize'].scale, train['Resize'].keep_ratio) == ((1333, 800), True)
+        assert 'RandomChoice' not in train
+    test = {step.type: step for step in cfg.test_dataloader.dataset.pipeline}
+    assert (test['Resize'].scale, test['Resize'].keep_ratio) == ((1333, 800), True)
+    assert cfg.val_evaluator.metric == ('bbox' if 'retinanet' in leaf else ['bbox', 'segm'])
+    assert cfg.test_evaluator == cfg.val_evaluator
+
+
+@pytest.mark.parametrize('leaf', OF_COCO)
+def test_coco_model(leaf):
+    model = load(leaf).model
+    if model.backbone.type == 'dat_mm.DAT':
+        assert model.backbone.with_cp
+    built = build_model(leaf)
+    if leaf.startswith('coco/retinanet'):
+        assert model.backbone.out_indices == (1, 2, 3)
+        assert model.neck.add_extra_convs == 'on_input'
+        assert len(built.neck.lateral_convs) == 3 and built.neck.num_outs == 5
+    if leaf.startswith('coco/cascade'):
+        assert len(model.roi_head.bbox_head) == 3
+        for head in model.roi_head.bbox_head:
+            assert (head.loss_bbox.type, head.loss_bbox.loss_weight) == ('GIoULoss', 10.0)
+            assert head.norm_cfg.type == 'SyncBN' and head.reg_decoded_bbox
+        for head in built.roi_head.bbox_head:
+            assert (len(head.shared_convs), len(head.shared_fcs)) == (4, 1)
+
+
+@pytest.mark.parametrize('leaf', OF_ADE20K)
+def test_ade20k(leaf):
+    cfg = load(leaf)
+    train = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert (train['RandomResize'].scale, train['RandomResize'].ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert train['RandomCrop'].crop_size == cfg.model.data_preprocessor.size == (512, 512)
+    assert train['RandomFlip'].prob == 0.5
+    assert 'PhotoMetricDistortion' in train
+    assert train['LoadAnnotations'].reduce_zero_label
+    assert cfg.model.test_cfg == dict(mode='whole')
+    test = {step.type: step for step in cfg.test_dataloader.dataset.pipeline}
+    assert (test['Resize'].scale, test['Resize'].keep_ratio) == ((2048, 512), True)
+    resizes, flips, *_ = cfg.tta_pipeline[-1].transforms
+    assert [step.scale for step in resizes] == [
+        *((1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768), (3584, 896))
+    ]
+    assert [step.prob for step in flips] == [0.0, 1.0]
+    assert cfg.model.decode_head.num_classes == 150
+    if 'upernet' in leaf:
+        assert cfg.model.auxiliary_head.num_classes == 150
+        assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
+    assert cfg.default_hooks.checkpoint.save_best == 'mIoU'
+
+
+# leaf: the letters of its blocks and the fields of its stages that differ from the arch's, one a stage
+LL = 'LD' * 3
+ABLATIONS = {
+    'dat-tiny_offsets-no_position-none': dict(offsets=[False] * 4, position_bias=['none'] * 4),
+    'dat-tiny_offsets-no_position-relative': dict(offsets=[False] * 4),
+    'dat-tiny_position-none': dict(position_bias=['none'] * 4),
+    'dat-tiny_position-fixed': dict(position_bias=['fixed'] * 4),
+    'dat-tiny_position-depthwise': dict(position_bias=['depthwise'] * 4),
+    'dat-tiny_stages-12-pyramid': dict(kinds=['PP', 'PP', LL, 'LD'], reduction=[8, 4, 1, 1]),
+    'dat-tiny_deformable-1234': dict(kinds=['LD', 'LD', LL, 'LD'], key_stride=[4, 2, 1, 1], groups=[1, 2, 3, 6]),
+    'dat-tiny_deformable-234': dict(kinds=['LS', 'LD', LL, 'LD'], key_stride=[1, 2, 1, 1], groups=[1, 2, 3, 6]),
+    'dat-tiny_deformable-4': dict(kinds=['LS', 'LS', 'LS' * 3, 'LD']),
+    'dat-tiny_deformable-none': dict(kinds=['LS', 'LS', 'LS' * 3, 'LS']),
+    **{f'dat-tiny_range-factor-{s}': dict(range_factor=[s] * 4) for s in (0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14, 16)},
+    **{f'datpp-tiny_local-{k}': dict(kinds=[k + 'D', (k + 'D') * 2, (k + 'D') * 9, 'DD']) for k in 'LSX'},
+    'datpp-tiny_local-P': dict(kinds=['PD', 'PDPD', 'PD' * 9, 'DD'], reduction=[8, 4, 2, 1]),
+}
+
+
+def test_every_ablation_is_here():
+    assert {f'imagenet/ablation/{name}_32xb128_in1k' for name in ABLATIONS} == {
+        leaf for leaf in LEAVES if 'ablation' in leaf
+    }
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_ablation_changes_this_and_nothing_else(name):
+    plain = build_model(f'imagenet/{name.partition("_")[0]}_32xb128_in1k').backbone.arch.stages
+    stages = build_model(f'imagenet/ablation/{name}_32xb128_in1k').backbone.arch.stages
+    for i, (stage, before) in enumerate(zip(stages, plain, strict=True)):
+        expected = {**vars(before), **{key: values[i] for key, values in ABLATIONS[name].items()}}
+        assert vars(stage) == expected
