@@ -21,5 +21,5 @@ PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec srun \
     --ntasks-per-node="$gpus_per_node" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit=1 \
-    "${srun_args[@]}" \
+    ${srun_args[@]+"${srun_args[@]}"} \
     "${PYTHON:-python}" -u "$here/test.py" "$config" "$checkpoint" --launcher slurm "$@"
