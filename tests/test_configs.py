@@ -18,6 +18,11 @@ LEAVES = sorted(
     path.relative_to(CONFIGS).with_suffix('').as_posix() for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
 FOLDERS = {'imagenet': 'mmpretrain', 'coco': 'mmdet', 'ade20k': 'mmseg', 'shapes': None}
+PARAMETERS = {
+    Path(name).relative_to('configs').with_suffix('').as_posix(): int(count)
+    for metafile in CONFIGS.rglob('metafile.yml')
+    for name, count in re.findall(r'Config: (\S+)\n    Metadata:\n      Parameters: (\d+)', metafile.read_text())
+}
 PHASES = ('train', 'val', 'test')
 
 
@@ -48,6 +53,7 @@ def test_config_parses_and_builds(leaf):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = build_model(cfg)
         assert type(model).__name__ == cfg.model.type
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[leaf]
         for phase in PHASES:
             for transform in cfg[f'{phase}_dataloader'].dataset.pipeline:
                 TRANSFORMS.build(transform)
