@@ -8,13 +8,13 @@ from collections.abc import Iterator
 PHASES = ('train', 'val', 'test')
 
 
-def _nodes(value) -> Iterator[dict]:
+def nodes(value) -> Iterator[dict]:
     """All dicts inside a config, itself first."""
     if isinstance(value, dict):
         yield value
     if isinstance(value, (dict, list, tuple)):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _nodes(inner)
+            yield from nodes(inner)
 
 
 def _moved(path: str, old: str, new: str) -> str:
@@ -35,7 +35,7 @@ def set_data_root(cfg, root: str, old: str | None = None) -> None:
         cfg[f'{phase}_{part}'] for part in ('dataloader', 'evaluator') for phase in PHASES if f'{phase}_{part}' in cfg
     ]
     if old is None:
-        roots = Counter(node['data_root'] for part in parts for node in _nodes(part) if node.get('data_root'))
+        roots = Counter(node['data_root'] for part in parts for node in nodes(part) if node.get('data_root'))
         if not roots:
             raise ValueError(f'{cfg.filename}: no data set has a data_root, so that data_root={root!r} moves nothing')
         old = roots.most_common(1)[0][0]
@@ -43,7 +43,7 @@ def set_data_root(cfg, root: str, old: str | None = None) -> None:
     if old.endswith('/') and not root.endswith('/'):
         root += '/'
     for part in parts:
-        for node in _nodes(part):
+        for node in nodes(part):
             for key in ('data_root', 'ann_file', 'seg_prefix'):
                 if isinstance(node.get(key), str):
                     node[key] = _moved(node[key], old, root)

@@ -5,8 +5,8 @@ import os
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from .config import nodes
 from .errors import UserError
-from .setup import walk
 
 
 def _is_remote(path):
@@ -44,7 +44,7 @@ def _missing(cfg, phases):
                 if not _is_remote(path) and not os.path.exists(path):
                     return path, f'the {phase} data of {cfg.filename}'
     for phase in phases:
-        for evaluator in walk(cfg.get(f'{phase}_evaluator') or {}):
+        for evaluator in nodes(cfg.get(f'{phase}_evaluator') or {}):
             path = evaluator.get('ann_file')
             if isinstance(path, str) and not _is_remote(path) and not os.path.exists(path):
                 if 'shapes' in path:  # made with the data
@@ -83,7 +83,7 @@ def check_checkpoint(path) -> None:
 
 def check_weights(cfg) -> None:
     """The files that the config starts from."""
-    for node in walk(cfg.model):
+    for node in nodes(cfg.model):
         if node.get('type') == 'Pretrained' and node.get('checkpoint'):
             check_checkpoint(node['checkpoint'])
     if cfg.get('load_from'):

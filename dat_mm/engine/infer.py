@@ -10,8 +10,9 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from .checkpoints import check_fit, open_checkpoint
+from .config import nodes
 from .errors import UserError
-from .setup import import_toolbox, load_config, walk
+from .setup import import_toolbox, load_config
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -126,7 +127,7 @@ def infer(image, config, checkpoint, *, out_dir='predictions', device=None, scor
     content = open_checkpoint(checkpoint)
     cfg = load_config(config, cfg_options)
     scope = import_toolbox(cfg)
-    for node in walk(cfg.model):
+    for node in nodes(cfg.model):
         if 'init_cfg' in node:  # the checkpoint holds all weights: load nothing else
             node['init_cfg'] = None
     cfg.load_from = None

@@ -5,8 +5,8 @@ import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
+from .config import nodes
 from .errors import UserError
-from .setup import walk
 
 DTYPES = ('float16', 'bfloat16')
 
@@ -33,7 +33,7 @@ def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
             wrapper.pop(key, None)
     elif wrapper.get('dtype') == 'bfloat16':
         # mmcv's RoIAlign has no bfloat16 kernel, torchvision's casts
-        for node in walk(cfg.model):
+        for node in nodes(cfg.model):
             if node.get('type') == 'RoIAlign':
                 node['use_torchvision'] = True
 

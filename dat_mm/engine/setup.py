@@ -118,14 +118,3 @@ def fix_workers(cfg) -> None:
         if loader and not loader.get('num_workers'):
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
-
-
-def walk(node):
-    """Every dict of a config, depth first."""
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from walk(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from walk(value)

@@ -74,13 +74,11 @@ def train_config(
 def _tell_start(cfg) -> None:
     if cfg.get('load_from') or cfg.get('resume'):
         return
-    key, init = 'model.backbone.init_cfg', (cfg.model.get('backbone') or {}).get('init_cfg')
-    kind = init.get('type') if isinstance(init, dict) else None
-    if kind != 'Pretrained' or not init.get('checkpoint'):
-        options = f'{key}.checkpoint=PATH' if kind == 'Pretrained' else f'{key}.type=Pretrained {key}.checkpoint=PATH'
-        print_log(
-            f'The backbone starts from random weights; from a checkpoint with --cfg-options {options}', logger='current'
-        )
+    init = (cfg.model.get('backbone') or {}).get('init_cfg')
+    if not isinstance(init, dict) or init.get('type') != 'Pretrained':  # else the backbone tells
+        key = 'model.backbone.init_cfg'
+        options = f'{key}.type=Pretrained {key}.checkpoint=PATH'
+        print_log(f'The backbone starts from scratch; from a checkpoint with --cfg-options {options}', logger='current')
 
 
 def train(config, **options):

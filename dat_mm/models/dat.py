@@ -155,7 +155,8 @@ class DAT(BaseModule):
         if options.get('checkpoint'):
             load_pretrained(self, **options)
         else:
-            print_log('The backbone starts from scratch: its init_cfg.checkpoint is not set', logger='current')
+            option = '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
+            print_log(f'The backbone starts from scratch; from a checkpoint with {option}', logger='current')
         self._is_init = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
