@@ -18,3 +18,9 @@ RUNNERS = parents.Registry(
     scope='dat_mm',
     locations=['dat_mm.engine.runner'],
 )
+OPTIM_WRAPPER_CONSTRUCTORS = parents.Registry(
+    'optimizer wrapper constructor',
+    parent=parents.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='dat_mm',
+    locations=['dat_mm.engine.layer_decay'],
+)
