@@ -165,7 +165,7 @@ def _random_centre(rng, painter, objects):
     return rng.uniform(0.03, 0.97, 2) * size
 
 
-def draw_scene(rng, height, width, difficulty=0.4, tries=12):
+def draw_scene(rng, height, width, difficulty=0.3, tries=12):
     """Two to six objects, of 100 pixels to 40 % of the image on a log scale; now and then a crowd."""
     painter = _Painter(rng, height, width, Difficulty.of(difficulty))
     count = rng.randint(2, 7)
