@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+def _never() -> bool:
+    return False
+
+
+# is_exporting came with torch 2.7, is_compiling with 2.3: before, exports have the sizes of their example.
+exporting = getattr(torch.compiler, 'is_exporting', None) or getattr(torch.compiler, 'is_compiling', _never)
 
 
 def round_up(n: int, multiple: int) -> int:
