@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..arch import Generation, StageSpec
+from ..ops.backends import DEFORMABLE, NEIGHBORHOOD, for_op
 from .deformable import DeformableAttention
 from .layers import MLP, ConvMLP, DropPath, conv_last
 from .local import NeighborhoodAttention, PyramidAttention, WindowAttention
@@ -20,7 +21,9 @@ def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend,
         case 'L' | 'S':
             return WindowAttention(**size, window_size=spec.window_size, shifted=kind == 'S', **drop)
         case 'N':
-            return NeighborhoodAttention(**size, kernel_size=spec.window_size, backend=backend, **drop)
+            return NeighborhoodAttention(
+                **size, kernel_size=spec.window_size, backend=for_op(backend, NEIGHBORHOOD), **drop
+            )
         case 'P':
             return PyramidAttention(**size, reduction=spec.reduction, **drop)
     return DeformableAttention(
@@ -33,7 +36,7 @@ def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend,
         offsets=spec.offsets,
         position_bias=spec.position_bias,
         convention=convention,
-        backend=backend,
+        backend=for_op(backend, DEFORMABLE),
         **drop,
     )
 

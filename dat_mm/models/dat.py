@@ -39,7 +39,7 @@ class DAT(BaseModule):
         drop_path_rate: of the last block, growing from 0 at the first; None is the arch's.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         with_cp: recompute activations in the backward pass.
-        backend: of the ops, see dat_mm/ops/backends.py.
+        backend: of the op that has one of this name, the other chooses for itself; see dat_mm/ops/backends.py.
     """
 
     def __init__(

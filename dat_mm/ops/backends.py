@@ -5,7 +5,7 @@ A backend is a function and a ``why_not``: given the arguments of the call, the 
 None. They stand fastest first: 'auto' is the first that can. One that is named runs or raises.
 """
 
-from . import reference
+from . import reference, tiles
 
 
 def anything(**call) -> None:
@@ -13,13 +13,21 @@ def anything(**call) -> None:
 
 
 DEFORMABLE = {'reference': (reference.deformable_attention, anything)}
-NEIGHBORHOOD = {'reference': (reference.neighborhood_attention, anything)}
+NEIGHBORHOOD = {
+    'tiles': (tiles.neighborhood_attention, tiles.why_not),
+    'reference': (reference.neighborhood_attention, anything),
+}
 
 
 def check_backend(backend: str) -> None:
     known = dict.fromkeys(['auto', *DEFORMABLE, *NEIGHBORHOOD])
     if backend not in known:
         raise ValueError(f'backend={backend!r} is unknown: there are {", ".join(known)}')
+
+
+def for_op(backend: str, backends: dict) -> str:
+    """The backend of one op, in a model that names one: where only the other op has it, this one chooses for itself."""
+    return backend if backend in backends else 'auto'
 
 
 def choose(backends: dict, backend: str, call: dict):
