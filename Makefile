@@ -3,6 +3,7 @@
 
 STACK ?= openmmlab
 PYTHON ?= python3
+JOBS ?= 2
 VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
 ifeq ($(filter openmmlab onedl,$(STACK)),)
 $(error STACK=$(STACK) is not known: it is openmmlab or onedl)
@@ -16,6 +17,7 @@ READY := $(VENV)/.ready
 help:
 	@echo 'make setup    an environment with the pinned stack and this package; the second time it costs nothing'
 	@echo 'make test     set up, then run the tests on CPU; ARGS="-k ops -x" goes to pytest'
+	@echo '              JOBS=8 runs that many files at a time'
 	@echo 'make lint     set up, then check style; make format repairs what can be repaired'
 	@echo 'make clean    remove the environments and everything built; compiled mmcv wheels stay in the cache'
 	@echo
@@ -35,8 +37,9 @@ $(READY): $(wildcard requirements/*) setup.py dat_mm/version.py
 	@'$(PYTHON)' requirements/install.py '$(STACK)' '$(VENV)'
 	@touch $@
 
+# Test files side by side, each with one thread: the machine is as busy, and nothing waits for a thread.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
