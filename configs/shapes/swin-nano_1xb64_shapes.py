@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Swin of about the size of the nano models, for comparison: 1.76M parameters in the backbone, DAT++ has 1.79M.
+# Swin of about the size of the nano models, for comparison: 1.75M parameters in the backbone, DAT++ has 1.79M.
 _base_ = [
     '../_base_/models/shapes-classifier.py',
     '../_base_/datasets/shapes-classification.py',
@@ -12,7 +12,7 @@ model = dict(
         _delete_=True,
         type='SwinTransformer',
         arch=dict(embed_dims=28, depths=[2, 2, 2, 2], num_heads=[2, 4, 7, 14]),
-        img_size=96,
+        img_size=64,
         drop_path_rate=0.0,
     ),
     head=dict(in_channels=224),

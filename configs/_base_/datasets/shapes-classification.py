@@ -1,16 +1,16 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Crops of single objects, 96 x 96; the scenes are made on first use.
+# Crops of single objects, made 64 x 64; the scenes are made on first use.
 data_root = '{{$DAT_MM_DATA:data}}/shapes/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=96, crop_ratio_range=(0.6, 1.0)),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0)),
     dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 96)),
+    dict(type='Resize', scale=(64, 64)),
     dict(type='PackInputs'),
 ]
 

@@ -1,16 +1,18 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Scenes of 128 to 160 pixels a side, as they are; made on first use. Nine classes: the background is one.
+# Scenes of 160 pixels, the longer side made 128; drawn on first use. Nine classes: the background is one.
 data_root = '{{$DAT_MM_DATA:data}}/shapes/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),  # after the resize: the truth keeps its size
     dict(type='PackSegInputs'),
 ]
 # For --tta: three sizes, each as it is and flipped.
@@ -19,7 +21,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale_factor=ratio, keep_ratio=True) for ratio in (0.75, 1.0, 1.25)],
+            [dict(type='Resize', scale=(size, size), keep_ratio=True) for size in (96, 128, 160)],
             [
                 dict(type='RandomFlip', prob=0.0, direction='horizontal'),
                 dict(type='RandomFlip', prob=1.0, direction='horizontal'),

@@ -1,16 +1,16 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Narrow heads, few proposals, and anchors of 12 to 96 pixels: objects are of 10 to 120.
+# Narrow heads, few proposals, and anchors of 10 to 80 pixels: objects are of 8 to 100.
 _base_ = 'mask-rcnn.py'
 
 model = dict(
-    backbone=dict(arch='datpp-nano', img_size=96, drop_path_rate=0.0, with_cp=False),
-    neck=dict(in_channels=[32, 64, 128, 192], out_channels=96, num_outs=4),
-    rpn_head=dict(in_channels=96, feat_channels=96, anchor_generator=dict(scales=[3], strides=[4, 8, 16, 32])),
+    backbone=dict(arch='datpp-nano', img_size=64, drop_path_rate=0.0, with_cp=False),
+    neck=dict(in_channels=[32, 64, 128, 192], out_channels=64, num_outs=4),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[2.5], strides=[4, 8, 16, 32])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=96, finest_scale=28),
-        bbox_head=dict(in_channels=96, fc_out_channels=256, num_classes=8),
-        mask_roi_extractor=dict(out_channels=96, finest_scale=28),
-        mask_head=dict(num_convs=2, in_channels=96, conv_out_channels=96, num_classes=8),
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=24),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=8),
+        mask_roi_extractor=dict(out_channels=64, finest_scale=24),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=8),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),

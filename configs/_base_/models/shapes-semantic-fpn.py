@@ -2,8 +2,8 @@
 _base_ = 'semantic-fpn.py'
 
 model = dict(
-    data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(arch='datpp-nano', img_size=96, drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 192], out_channels=96),
-    decode_head=dict(in_channels=[96, 96, 96, 96], channels=64, num_classes=9),
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(arch='datpp-nano', img_size=64, drop_path_rate=0.0),
+    neck=dict(in_channels=[32, 64, 128, 192], out_channels=64),
+    decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=9),
 )

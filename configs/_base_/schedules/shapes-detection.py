@@ -13,12 +13,12 @@ param_scheduler = [
         eta_min_ratio=0.01,
         by_epoch=True,
         begin=0,
-        end=6,
-        T_max=6,
+        end=4,
+        T_max=4,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=2)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 auto_scale_lr = dict(enable=False, base_batch_size=8)

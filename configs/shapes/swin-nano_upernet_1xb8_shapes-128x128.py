@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Swin of about the size of the nano models, for comparison: 1.76M parameters in the backbone, DAT++ has 1.79M.
+# Swin of about the size of the nano models, for comparison: 1.75M parameters in the backbone, DAT++ has 1.79M.
 _base_ = [
     '../_base_/models/shapes-upernet.py',
     '../_base_/datasets/shapes-segmentation.py',
