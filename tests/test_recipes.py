@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What every config resolves to, against the published recipes, written down here by hand and not read from configs."""
 
+import math
 import re
 from functools import cache
 from importlib import import_module
@@ -18,11 +19,17 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
+
+def cosine(peak, epoch, floor=4e-5, epochs=300):
+    """Counted from the first epoch, as published, not from the end of the warm-up."""
+    return floor + (peak - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
 # Learning rates are {where: rate}: 'start', 'n' an iteration, 'ne' the start of an epoch, 'end' the last iteration.
 IMAGENET = dict(
     batch=4096,
     length=('epochs', 300),
-    lr={'start': 4e-6, '10e': 2e-3, '20e': 4e-3, '160e': (4e-3 + 4e-5) / 2, 'end': 4e-5},
+    lr={'start': 4e-6, '10e': 2e-3, '20e': cosine(4e-3, 20), '150e': cosine(4e-3, 150), 'end': 4e-5},
     weight_decay=0.05,
     clip=5.0,
     fp16=True,
@@ -31,7 +38,9 @@ IMAGENET = dict(
     decayed='imagenet',
 )
 DAT_BASE = dict(
-    IMAGENET, clip=1.0, lr={'start': 4e-6, '25e': 1.6e-3, '50e': 3.2e-3, '175e': (3.2e-3 + 4e-5) / 2, 'end': 4e-5}
+    IMAGENET,
+    clip=1.0,
+    lr={'start': 4e-6, '50e': cosine(3.2e-3, 50), '175e': cosine(3.2e-3, 175), 'end': 4e-5},
 )
 # 768 images: 1.5 times the rates that are given for 512
 DAT_BASE_384 = dict(

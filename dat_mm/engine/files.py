@@ -44,11 +44,12 @@ def _missing(cfg, phases):
                 if not _is_remote(path) and not os.path.exists(path):
                     return path, f'the {phase} data of {cfg.filename}'
     for phase in phases:
+        datasets = _datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {})
+        if any(str(dataset.get('type', '')).startswith('dat_mm.') for dataset in datasets):
+            continue  # its annotations are made with it
         for evaluator in nodes(cfg.get(f'{phase}_evaluator') or {}):
             path = evaluator.get('ann_file')
             if isinstance(path, str) and not _is_remote(path) and not os.path.exists(path):
-                if 'shapes' in path:  # made with the data
-                    continue
                 return path, f'the {phase} evaluator of {cfg.filename}'
     return None
 

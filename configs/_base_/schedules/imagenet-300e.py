@@ -18,7 +18,7 @@ param_scheduler = [
         type='CosineAnnealingLR',
         eta_min_ratio=5e-6 / 5e-4,
         by_epoch=True,
-        begin=20,
+        begin=0,  # counts from the first iteration, as published; the warm-up multiplies its start
         end=300,
         convert_to_iter_based=True,
     ),
