@@ -41,6 +41,7 @@ _ALLOWED = {
 _REPLACED = {
     ('_codecs', 'encode'),
     ('argparse', 'Namespace'),
+    ('builtins', 'getattr'),  # by which mmengine's HistoryBuffer, in every checkpoint of a training, names its methods
     ('mmengine.config.config', 'ConfigDict'),
     ('mmengine.logging.history_buffer', 'HistoryBuffer'),
     ('yacs.config', 'CfgNode'),
@@ -50,8 +51,12 @@ _REPLACED = {
 }
 
 
+_RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # torch.save writes Python 2's names
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
+        module = _RENAMED.get(module, module)
         if (module, name) in _REPLACED or module == 'numpy.dtypes':
             return _Placeholder
         legacy_storage = module == 'torch' and name.endswith('Storage') and hasattr(torch, name)

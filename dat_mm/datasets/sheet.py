@@ -10,13 +10,14 @@ from .shapes import ensure_shapes, write_image
 from .store import read_marker
 
 
-def _paste(tile, image):
+def paste(tile, image):
+    """Into the middle of a larger tile."""
     top, left = (tile.shape[0] - image.shape[0]) // 2, (tile.shape[1] - image.shape[1]) // 2
     tile[top : top + image.shape[0], left : left + image.shape[1]] = image
 
 
-def _draw_truth(image, records, zoom):
-    """Boxes, masks and names on the enlarged image; a crowd has a white box."""
+def draw_objects(image, records, zoom):
+    """Boxes, masks and names, from COCO records, on the enlarged image; a crowd has a white box."""
     import cv2
     import numpy as np
     from pycocotools import mask as coco_mask
@@ -25,15 +26,19 @@ def _draw_truth(image, records, zoom):
     for record in records:
         name = CLASSES[record['category_id'] - 1]
         colour = PALETTE[record['category_id'] - 1][::-1]
-        runs = coco_mask.frPyObjects(record['segmentation'], height, width)
-        mask = coco_mask.decode(coco_mask.merge(runs) if isinstance(runs, list) else runs)
-        mask = np.kron(mask, np.ones((zoom, zoom), np.uint8)).astype(bool)
+        mask = record['segmentation']
+        if isinstance(mask, list) or isinstance(mask['counts'], list):  # polygons, uncompressed run lengths
+            runs = coco_mask.frPyObjects(mask, height, width)
+            mask = coco_mask.merge(runs) if isinstance(runs, list) else runs
+        mask = np.kron(coco_mask.decode(mask), np.ones((zoom, zoom), np.uint8)).astype(bool)
         image[mask] = (0.45 * image[mask] + 0.55 * np.array(colour)).astype(np.uint8)
-        x, y, w, h = (zoom * value for value in record['bbox'])
-        line = (255, 255, 255) if record['iscrowd'] else colour
+        x, y, w, h = (round(zoom * value) for value in record['bbox'])
+        line = (255, 255, 255) if record.get('iscrowd') else colour
         cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), line, 1)
-        text = f'{name} crowd' if record['iscrowd'] else name
-        where = (min(x + 2, image.shape[1] - 7 * len(text)), max(y - 3, 10))
+        text = f'{name} crowd' if record.get('iscrowd') else name
+        if 'score' in record:
+            text += f' {100 * record["score"]:.0f}'
+        where = (max(min(x + 2, image.shape[1] - 7 * len(text)), 0), max(y - 3, 10))
         for ink, thick in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.38, ink, thick, cv2.LINE_AA)
     return image
@@ -53,8 +58,8 @@ def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
         pixels = cv2.imread(str(root / 'images' / split / image['file_name']))
         pixels = cv2.resize(pixels, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         records = [record for record in content['annotations'] if record['image_id'] == image['id']]
-        _paste(sheet[0, column], pixels)
-        _paste(sheet[1, column], _draw_truth(pixels.copy(), records, zoom))
+        paste(sheet[0, column], pixels)
+        paste(sheet[1, column], draw_objects(pixels.copy(), records, zoom))
     return sheet.swapaxes(1, 2).reshape(2 * side, columns * side, 3)
 
 

@@ -93,7 +93,7 @@ def _names(work_dirs) -> list[str]:
     return names
 
 
-def analyze(work_dirs, *, out_dir=None, keys=None):
+def analyze(work_dirs, *, out_dir=None, keys=None, quiet=False):
     """Writes losses.png, metrics.png and results.md into `out_dir`, the first work dir if not given; returns the table.
 
     `keys` chooses what is drawn; without it, all losses and the learning rate, and all metrics.
@@ -113,6 +113,7 @@ def analyze(work_dirs, *, out_dir=None, keys=None):
         raise UserError(f'--keys {" ".join(sorted(unknown))}: not logged; there are {", ".join(sorted(known))}')
     text = table(runs)
     (folder / 'results.md').write_text(text)
-    print(text, end='')
-    print(f'curves and results.md in {folder}')
+    if not quiet:
+        print(text, end='')
+        print(f'curves and results.md in {folder}')
     return text
