@@ -1,14 +1,14 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Deformable attention that makes its logits a chunk at a time, and the position bias from products of small matrices.
 
-Along an axis, the queries stand in the table of a key at even steps: t(i) = t(0) + i step. Interpolation between cells is
-a product with hat(u) = max(0, 1 - |u|), so the bias of a key over the map is A_y Table A_x, with A_y[i, y] = hat(t(i) - y)
-and A_x likewise. Outside the table it is zero by itself. Per key and tile of queries only a window of the table matters.
+Along an axis, the queries stand in the table of a key at even steps, t(i) = t(0) + i step. Interpolation is a product
+with hat(u) = max(0, 1 - |u|): the bias of a key over the map is A_y Table A_x, where A_y[i, y] = hat(t(i) - y) and A_x
+likewise. Outside the table it is zero by itself. To a key and a tile of queries, only a window of the table matters.
 
-Logits, weights and their gradients are there for one chunk: some keys (times heads) and one tile of queries, within the
-cache. The backward makes them again from the log of the sum of each query. Powers are of 2, which PyTorch is faster at.
+There are logits, weights and their gradients for one chunk at a time: some keys, times heads, and one tile of queries,
+within the cache. The backward makes them again from the log of each query's sum. Powers are of 2: faster in PyTorch.
 
-n pairs of an image and a group, m heads of a group, D head width, h x w a tile of queries, K keys, c of them in a chunk.
+n pairs of image and group, m heads of a group, D head width, h x w a tile of queries, K keys, c of them in a chunk.
 """
 
 import math
@@ -67,7 +67,7 @@ def tile_map(size, steps) -> Tiles:
 
 
 class PositionBias:
-    """The bias of tables, in powers of 2, at the displacements of a map from points (n, K, 2); pair i is of group i % G."""
+    """The bias of tables, for powers of 2, at the displacements of a map from points (n, K, 2); pair i has group i % G."""
 
     def __init__(self, table: Tensor, points: Tensor, size, tiles: Tiles, convention: str):
         self.G, self.m, *self.table_size = table.shape  # (G, m, 2T_h-1, 2T_w-1)
