@@ -5,14 +5,17 @@ A backend is a function and a ``why_not``: given the arguments of the call, the 
 None. They stand fastest first: 'auto' is the first that can. One that is named runs or raises.
 """
 
-from . import reference, tiles
+from . import reference, separable, tiles
 
 
 def anything(**call) -> None:
     return None
 
 
-DEFORMABLE = {'reference': (reference.deformable_attention, anything)}
+DEFORMABLE = {
+    'separable': (separable.deformable_attention, separable.why_not),
+    'reference': (reference.deformable_attention, anything),
+}
 NEIGHBORHOOD = {
     'tiles': (tiles.neighborhood_attention, tiles.why_not),
     'reference': (reference.neighborhood_attention, anything),

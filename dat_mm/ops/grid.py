@@ -42,6 +42,27 @@ def _axis(n, convention, keys, dtype, device):
     return (2 * i + 1 - n) / sym_max(n - 1, 1)
 
 
+def query_axis(n: int, convention: str) -> tuple[float, float]:
+    """The position of the first query along an axis of n, and the distance from one to the next."""
+    cells = n if convention == 'dat' else max(n - 1, 1)
+    return (1 - n) / cells, 2 / cells
+
+
+def table_steps(size, table_size, convention: str) -> list[float]:
+    """In cells of a table (2T_h-1, 2T_w-1), from one query of a map to the next, along y and x."""
+    return [(n - 1) / 4 * query_axis(queries, convention)[1] for n, queries in zip(table_size, size, strict=True)]
+
+
+def table_coordinates(points: Tensor, size, table_size, convention: str) -> Tensor:
+    """In which cell of a table (2T_h-1, 2T_w-1) the first query of a map is, for points (..., 2).
+
+    As grid_sample has it at half the displacement of the query from the point.
+    """
+    first = points.new_tensor([query_axis(n, convention)[0] for n in size])
+    cells = points.new_tensor([(n - 1) / 2 for n in table_size])
+    return ((first - points) / 2 + 1) * cells
+
+
 def _grid(height, width, convention, keys, dtype, device):
     y = _axis(height, convention, keys, dtype, device)
     x = _axis(width, convention, keys, dtype, device)

@@ -53,6 +53,10 @@ def test_block_and_its_gradients(golden, name, backend):
     case = golden(name)
     module, parameters = block_of(case, name, backend)
     x = case.input().requires_grad_()
+    if backend != 'reference' and module.position_bias in ('fixed', 'log'):
+        with pytest.raises(RuntimeError, match=f"backend '{backend}': "):
+            module(x.permute(0, 2, 3, 1))
+        return
     y = module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     y.backward(case.normal(int(case['seed']) + 1, y.shape))
     errors = {'y': case.error('y', y), 'dx': case.error('dx', x.grad)}

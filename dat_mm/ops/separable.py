@@ -1,0 +1,366 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Deformable attention that makes its logits a chunk at a time, and the position bias from products of small matrices.
+
+Along an axis, the queries stand in the table of a key at even steps, t(i) = t(0) + i step. Interpolation is a product
+with hat(u) = max(0, 1 - |u|): the bias of a key over the map is A_y Table A_x, where A_y[i, y] = hat(t(i) - y) and A_x
+likewise. Outside the table it is zero by itself. To a key and a tile of queries, only a window of the table matters.
+
+There are logits, weights and their gradients for one chunk at a time: some keys, times heads, and one tile of queries,
+within the cache. The backward makes them again from the log of each query's sum. Powers are of 2: faster in PyTorch.
+
+n pairs of image and group, m heads of a group, D head width, h x w a tile of queries, K keys, c of them in a chunk.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import grid
+from .shapes import exporting
+
+BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
+BUDGET_ELSEWHERE = 256 << 20
+TILE_AREA = 1024  # queries of a tile, about
+LARGEST_SUM = 2.0**60
+LOG2_E = math.log2(math.e)
+
+
+class Tiles(NamedTuple):
+    """The map of queries in tiles of one size; the last ones stand over."""
+
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+    @property
+    def area(self):
+        return self.height * self.width
+
+    def each(self):
+        return ((i, j) for i in range(self.rows) for j in range(self.columns))
+
+
+def hat(u: Tensor) -> Tensor:
+    return u.abs().neg_().add_(1).clamp_(min=0)
+
+
+def slope(u: Tensor) -> Tensor:
+    """The derivative of hat; at a corner that to the right, as of grid_sample."""
+    return ((u >= -1) & (u < 0)).to(u.dtype) - ((u >= 0) & (u < 1)).to(u.dtype)
+
+
+def cut(n: int, longest: int) -> tuple[int, int]:
+    """Tiles along an axis, and their length: about even."""
+    tiles = -(-n // longest)
+    return tiles, -(-n // tiles)
+
+
+def tile_map(size, steps) -> Tiles:
+    """Small where the step is long: the work of the bias grows with the cells that a tile spans."""
+    columns, w = cut(size[1], max(14, min(40, int(12 / max(steps[1], 1e-6)))))
+    rows, h = cut(size[0], max(1, TILE_AREA // w))
+    return Tiles(rows, columns, h, w)
+
+
+class PositionBias:
+    """The bias of tables, for powers of 2, at the displacements of a map from points (n, K, 2); pair i has group i % G."""
+
+    def __init__(self, table: Tensor, points: Tensor, size, tiles: Tiles, convention: str):
+        self.G, self.m, *self.table_size = table.shape  # (G, m, 2T_h-1, 2T_w-1)
+        self.first = grid.table_coordinates(points, size, self.table_size, convention)
+        self.steps = grid.table_steps(size, self.table_size, convention)
+        self.tile = tiles.height, tiles.width
+        self.window = wy, wx = [int((n - 1) * step) + 3 for n, step in zip(self.tile, self.steps, strict=True)]
+        self.padded = F.pad(table * LOG2_E, (wx, wx, wy, wy))
+        self.windows = self.padded.unfold(2, wy, 1).unfold(3, wx, 1).permute(0, 2, 3, 4, 1, 5)  # (G, Y, X, wy, m, wx)
+
+    def place(self, pairs: slice, tile, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
+        """Of keys' windows, the first cell (n, c), and where the queries of the tile stand from each cell.
+
+        (n c, cells, queries).
+        """
+        step, length = self.steps[axis], self.tile[axis]
+        first = self.first[pairs, keys, axis] + tile[axis] * length * step
+        floor = first.floor()
+        queries = torch.arange(length, dtype=first.dtype, device=first.device) * step
+        cells = torch.arange(self.window[axis], dtype=first.dtype, device=first.device).unsqueeze(-1)
+        cell = floor.long() + self.window[axis]
+        return cell.clamp_(0, self.table_size[axis] + self.window[axis]), (first - floor).view(-1, 1, 1) + (
+            queries - cells
+        )
+
+    def groups(self, pairs: slice) -> Tensor:
+        return torch.arange(pairs.start, pairs.stop, device=self.first.device).unsqueeze(-1) % self.G
+
+    def write(self, logits: Tensor, pairs: slice, tile, keys: slice):
+        """Into (m, n c, h, w)."""
+        (y, stands_y), (x, stands_x) = (self.place(pairs, tile, keys, axis) for axis in (0, 1))
+        windows = self.windows[self.groups(pairs), y, x].flatten(0, 1).flatten(2)  # (n c, wy, m wx)
+        rows = torch.bmm(hat(stands_y).transpose(1, 2), windows).unflatten(2, (self.m, -1))  # (n c, h, m, wx)
+        columns = hat(stands_x)
+        for j, head in enumerate(logits):
+            torch.bmm(rows[:, :, j], columns, out=head)
+
+    def backward(self, grad: Tensor, pairs: slice, tile, keys: slice, grad_table: Tensor, grad_first: Tensor):
+        """Adds what the gradient of the logits (m, n c, h, w) gives to those of the padded tables and of first."""
+        (y, stands_y), (x, stands_x) = (self.place(pairs, tile, keys, axis) for axis in (0, 1))
+        wy, wx = self.window
+        slope_y, slope_x = slope(stands_y), slope(stands_x)
+        hat_y, hat_x = hat(stands_y), hat(stands_x)
+        both_x = torch.cat((hat_x, slope_x), 1).transpose(1, 2)  # (n c, w, 2 wx)
+        groups = self.groups(pairs)
+        windows = self.windows[groups, y, x].flatten(0, 1).flatten(2)
+        rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
+        moved_rows = torch.bmm(slope_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
+        Y, X = self.padded.shape[2:]
+        cells = torch.arange(wy, device=y.device).unsqueeze(-1) * X + torch.arange(wx, device=y.device)
+        index = (y * X + x)[..., None, None] + cells  # (n, c, wy, wx)
+        at_y, at_x = 0, 0
+        for j in range(self.m):
+            along, moved = torch.bmm(grad[j], both_x).split(wx, -1)  # (n c, h, wx) twice
+            at_x = at_x + (rows[:, :, j] * moved).sum((1, 2))
+            at_y = at_y + (moved_rows[:, :, j] * along).sum((1, 2))
+            in_head = (groups * self.m + j)[..., None, None] * (Y * X) + index
+            grad_table.view(-1).index_add_(0, in_head.flatten(), torch.bmm(hat_y, along).flatten())
+        grad_first[pairs, keys] += torch.stack((at_y, at_x), -1).view(*y.shape, 2) / LOG2_E
+
+    def to_table(self, grad: Tensor) -> Tensor:
+        """From the gradient of the padded tables to (M, 2T_h-1, 2T_w-1)."""
+        (wy, wx), (Y, X) = self.window, self.padded.shape[2:]
+        return grad[:, :, wy : Y - wy, wx : X - wx].flatten(0, 1).contiguous()
+
+    def to_points(self, grad: Tensor) -> Tensor:
+        """From the gradient of first (n, K, 2)."""
+        return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
+
+
+class Chunks:
+    """What forward and backward go through, in the same order: pairs, tiles of queries, keys."""
+
+    def __init__(self, q, k, v, points, table, convention, scale):
+        B, M, H, W, D = q.shape
+        self.B, self.G, self.K, self.D = B, points.shape[1], k.shape[2], D
+        self.m, self.size, self.scale = M // self.G, (H, W), scale
+        self.dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
+        self.tiles = tile_map(
+            (H, W), grid.table_steps((H, W), table.shape[1:], convention) if table is not None else (0, 0)
+        )
+        self.bias = None
+        if table is not None:
+            table, points = table.to(self.dtype).unflatten(0, (self.G, -1)), points.to(self.dtype).flatten(0, 1)
+            self.bias = PositionBias(table, points, (H, W), self.tiles, convention)
+        self.q, self.k, self.v = self.map(q), self.pairs(k), self.pairs(v)
+        budget = BUDGET.get(q.device.type, BUDGET_ELSEWHERE) // (self.m * self.tiles.area * self.dtype.itemsize)
+        n = B * self.G
+        self.at_once = cut(n, max(1, min(n, budget // self.K)))[1], cut(self.K, max(1, min(self.K, budget)))[1]
+
+    def __iter__(self):
+        """Slices of pairs."""
+        return (slice(i, min(i + self.at_once[0], len(self.q))) for i in range(0, len(self.q), self.at_once[0]))
+
+    def of_keys(self) -> list[slice]:
+        return [slice(i, min(i + self.at_once[1], self.K)) for i in range(0, self.K, self.at_once[1])]
+
+    def scratch(self) -> Tensor:
+        """Memory for the logits of a chunk."""
+        return self.q.new_empty(self.at_once[0] * self.at_once[1] * self.m * self.tiles.area, dtype=self.dtype)
+
+    def view(self, scratch: Tensor, pairs: slice, keys: slice) -> Tensor:
+        """Scratch memory as (m, n c, h, w)."""
+        shape = self.m, (pairs.stop - pairs.start) * (keys.stop - keys.start), self.tiles.height, self.tiles.width
+        return scratch[: math.prod(shape)].view(shape)
+
+    def pairs(self, x: Tensor) -> Tensor:
+        """(B, M, ...) as (n, m, ...)."""
+        return x.unflatten(1, (self.G, -1)).flatten(0, 1)
+
+    def map(self, x: Tensor) -> Tensor:
+        """(B, M, H, W, D) as (n, m, H, W, D), filled up to whole tiles."""
+        tiles = self.tiles
+        bottom, right = tiles.rows * tiles.height - self.size[0], tiles.columns * tiles.width - self.size[1]
+        x = self.pairs(x)
+        return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+    def empty_map(self, width: int) -> Tensor:
+        tiles = self.tiles
+        shape = tiles.rows * tiles.height, tiles.columns * tiles.width, self.m, width
+        return self.q.new_empty(len(self.q), *shape, dtype=self.dtype).permute(0, 3, 1, 2, 4)
+
+    def from_map(self, x: Tensor) -> Tensor:
+        """The inverse of map; in memory (B, H, W, M, D), as the projection wants it."""
+        x = x[:, :, : self.size[0], : self.size[1]].unflatten(0, (self.B, self.G))  # (B, G, m, H, W, D)
+        return x.permute(0, 3, 4, 1, 2, 5).flatten(3, 4).contiguous().permute(0, 3, 1, 2, 4)
+
+    def tile(self, x: Tensor, pairs: slice, tile) -> Tensor:
+        """A tile of a map (n, m, H, W, D): a view (m, n, D, h, w)."""
+        (i, j), (h, w) = tile, self.tiles[2:]
+        return x[pairs, :, i * h : (i + 1) * h, j * w : (j + 1) * w].permute(1, 0, 4, 2, 3)
+
+    def queries(self, x: Tensor, pairs: slice, tile, last: Tensor | float, factor: float = 1.0) -> Tensor:
+        """A tile as a matrix (m n, D + 1, h w), with one more channel."""
+        x = self.tile(x, pairs, tile)
+        out = x.new_empty(*x.shape[:2], x.shape[2] + 1, *x.shape[3:], dtype=self.dtype)
+        out[:, :, :-1] = x
+        out[:, :, :-1] *= factor
+        out[:, :, -1] = last
+        return out.flatten(3).flatten(0, 1)
+
+    def keys(self, x: Tensor, pairs: slice) -> Tensor:
+        """Keys or values (n, m, K, D) as (m n, K, D + 1), with a channel of ones."""
+        x = x[pairs].transpose(0, 1).to(self.dtype)
+        return F.pad(x, (0, 1), value=1.0).flatten(0, 1)
+
+    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> Tensor:
+        """(m n, c, h w), of q (m n, D + 1, h w) and k (m n, K, D + 1), in scratch memory."""
+        logits = self.view(scratch, pairs, keys)
+        matrix = logits.view(len(q), -1, self.tiles.area)
+        if self.bias is None:
+            return torch.bmm(k[:, keys], q, out=matrix)
+        self.bias.write(logits, pairs, tile, keys)
+        return matrix.baddbmm_(k[:, keys], q)
+
+
+def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
+    """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
+    chunks = Chunks(q, k, v, points, table, convention, scale)
+    scratch, of_keys = chunks.scratch(), chunks.of_keys()
+    out, log_sum = chunks.empty_map(v.shape[-1]), chunks.empty_map(1)
+    for pairs in chunks:
+        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(1, 2)
+        for tile in chunks.tiles.each():
+            queries = chunks.queries(chunks.q, pairs, tile, 0.0, scale * LOG2_E)
+            total = queries.new_empty(len(queries), values.shape[1], chunks.tiles.area)
+            # Powers are of the distance to the largest logit of the first keys, for which the last channel of the
+            # queries is. That may be far below the largest of all: then again, with that.
+            largest = None
+            for exact in (False, True):
+                if exact:
+                    queries[:, -1] = 0
+                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part).amax(1) for part in of_keys]
+                    largest = torch.stack(chunk).amax(0)
+                    queries[:, -1] = -largest
+                for i, part in enumerate(of_keys):
+                    logits = chunks.logits(scratch, queries, keys, pairs, tile, part)
+                    if largest is None:
+                        largest = logits.amax(1)
+                        queries[:, -1] = -largest
+                        logits -= largest.unsqueeze(1)
+                    torch.baddbmm(total, values[:, :, part], logits.exp2_(), beta=float(i > 0), out=total)
+                if len(of_keys) == 1 or bool((total[:, -1] < LARGEST_SUM).all()):
+                    break
+            shape = *chunks.tile(out, pairs, tile).shape[:2], -1, *chunks.tiles[2:]
+            chunks.tile(out, pairs, tile).copy_((total[:, :-1] / total[:, -1:]).view(shape))
+            chunks.tile(log_sum, pairs, tile).copy_((largest + total[:, -1].log2()).view(shape))
+    return chunks.from_map(out).to(v.dtype), chunks.from_map(log_sum).squeeze(-1)
+
+
+def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
+    """Gradients to q, k, v, points and table, of those there are."""
+    chunks = Chunks(q, k, v, points, table, convention, scale)
+    bias, of_keys = chunks.bias, chunks.of_keys()
+    weight_scratch, grad_scratch = chunks.scratch(), chunks.scratch()
+    grad, log_sum = grad.to(chunks.dtype), log_sum.to(chunks.dtype)
+    shared = chunks.map((grad * out).sum(-1, keepdim=True))  # what all logits of a query lose
+    grad, log_sum = chunks.map(grad), chunks.map(log_sum.unsqueeze(-1))
+    grad_q = chunks.empty_map(q.shape[-1])
+    grad_k, grad_v = (x.new_empty(x.shape, dtype=chunks.dtype) for x in (chunks.k, chunks.v))
+    if bias is not None:
+        grad_table, grad_first = torch.zeros_like(bias.padded), torch.zeros_like(bias.first)
+    for pairs in chunks:
+        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
+        of_k, of_v = torch.zeros_like(keys), torch.zeros_like(values)
+        for tile in chunks.tiles.each():
+            last = -chunks.tile(log_sum, pairs, tile).squeeze(2)
+            queries = chunks.queries(chunks.q, pairs, tile, last, scale * LOG2_E)
+            grads = chunks.queries(grad, pairs, tile, -chunks.tile(shared, pairs, tile).squeeze(2))
+            of_q = torch.zeros_like(queries)
+            for part in of_keys:
+                weights = chunks.logits(weight_scratch, queries, keys, pairs, tile, part).exp2_()  # (m n, c, h w)
+                of_v[:, part] += torch.bmm(weights, grads.transpose(1, 2))
+                of_logits = chunks.view(grad_scratch, pairs, part)
+                matrix = torch.bmm(values[:, part], grads, out=of_logits.view_as(weights)).mul_(weights)
+                of_k[:, part] += torch.bmm(matrix, queries.transpose(1, 2))
+                of_q.baddbmm_(keys[:, part].transpose(1, 2), matrix)
+                if bias is not None:
+                    bias.backward(of_logits, pairs, tile, part, grad_table, grad_first)
+            target = chunks.tile(grad_q, pairs, tile)
+            torch.mul(of_q[:, :-1].view(target.shape), scale, out=target)
+        for total, part, factor in ((grad_k, of_k, 1 / LOG2_E), (grad_v, of_v, 1)):
+            torch.mul(part[..., :-1].unflatten(0, (chunks.m, -1)).transpose(0, 1), factor, out=total[pairs])
+    grads = [chunks.from_map(grad_q).to(q.dtype)]
+    grads += [x.unflatten(0, (chunks.B, chunks.G)).flatten(1, 2).to(q.dtype) for x in (grad_k, grad_v)]
+    if bias is None:
+        return grads
+    return [
+        *grads,
+        bias.to_points(grad_first).view_as(points).to(points.dtype),
+        bias.to_table(grad_table).to(table.dtype),
+    ]
+
+
+# As ops of their own, of which a compiler needs to know the shapes only.
+LIBRARY = torch.library.Library('dat_mm', 'FRAGMENT')
+INPUTS = 'Tensor q, Tensor k, Tensor v, Tensor points, Tensor? table'
+LIBRARY.define(f'separable({INPUTS}, str convention, float scale) -> (Tensor, Tensor)')
+LIBRARY.define(
+    f'separable_backward(Tensor grad, {INPUTS}, Tensor out, Tensor log_sum, str convention, float scale) -> Tensor[]'
+)
+
+
+def _op(run):
+    def op(q, *args):
+        with torch.no_grad(), grid.full_precision(q):
+            return run(q, *args)
+
+    return op
+
+
+def _fake_forward(q, k, v, points, table, convention, scale):
+    B, M, H, W, _ = q.shape
+    dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
+    out = v.new_empty(B, H, W, M, v.shape[-1]).permute(0, 3, 1, 2, 4)
+    return out, q.new_empty(B, H, W, M, dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _fake_backward(grad, q, k, v, points, table, *_):
+    B, M, H, W, D = q.shape
+    others = (k, v) if table is None else (k, v, points, table)
+    return [q.new_empty(B, H, W, M, D).permute(0, 3, 1, 2, 4), *(x.new_empty(x.shape) for x in others)]
+
+
+LIBRARY.impl('separable', _op(forward), 'CompositeExplicitAutograd')
+LIBRARY.impl('separable_backward', _op(backward), 'CompositeExplicitAutograd')
+LIBRARY.impl('separable', _fake_forward, 'Meta')
+LIBRARY.impl('separable_backward', _fake_backward, 'Meta')
+
+
+class Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, points, table, convention, scale):
+        out, log_sum = torch.ops.dat_mm.separable(q, k, v, points, table, convention, scale)
+        ctx.save_for_backward(q, k, v, points, table, out, log_sum)
+        ctx.how = convention, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = torch.ops.dat_mm.separable_backward(grad, *ctx.saved_tensors, *ctx.how)
+        return *grads, *[None] * (7 - len(grads))
+
+
+def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
+    return Attention.apply(q, k, v, points, table, convention, scale)
+
+
+def why_not(q, bias, dropout, **call) -> str | None:
+    if bias is not None:
+        return 'it takes a table, not a bias for each query and key'
+    if dropout:
+        return 'it has no dropout'
+    if exporting():
+        return 'an exported graph is of plain operators'
+    return None
