@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What people get from a wheel, a source archive and an editable install. Builds offline, from a copy."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,32 @@ def test_editable_install_carries_mim():
     for name in MIM:
         if (ROOT / name).exists():
             assert (mim / name).resolve() == (ROOT / name).resolve()
+
+
+@pytest.mark.slow
+def test_mim_trains_from_the_wheel(built, tmp_path):
+    """`mim train dat_mm CONFIG` far from the clone; without openmim, what it does: find the file, start the script."""
+    pytest.importorskip('mmpretrain')
+    site, name = tmp_path / 'site', 'datpp-nano_1xb64_shapes.py'
+    with zipfile.ZipFile(next((built[0] / 'dist').glob('*.whl'))) as wheel:
+        wheel.extractall(site)
+    phases, sizes = ('train', 'val'), {'num_train': 8, 'num_val': 2}
+    options = [
+        *('--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=4'),
+        *(f'{phase}_dataloader.num_workers=0' for phase in phases),
+        *(f'{phase}_dataloader.dataset.make.{key}={count}' for phase in phases for key, count in sizes.items()),
+    ]
+    if find_spec('mim'):
+        command = ['-m', 'mim', 'train', 'dat_mm', name, '--yes', *options]
+    else:
+        (config,) = site.rglob(name)
+        command = [site / 'dat_mm/.mim/tools/train.py', config, '--launcher', 'none', *options]
+    environment = {**os.environ, 'PYTHONPATH': str(site), 'OMP_NUM_THREADS': '1'}
+    environment.pop('DAT_MM_DATA', None)
+    done = subprocess.run([sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / 'work_dirs' / Path(name).stem / 'epoch_1.pth').is_file()
+    assert (tmp_path / 'data/shapes').is_dir()
 
 
 def test_tests_are_not_importable():
