@@ -67,7 +67,7 @@ def tile_map(size, steps) -> Tiles:
 
 
 class PositionBias:
-    """The bias of tables, for powers of 2, at the displacements of a map from points (n, K, 2); pair i has group i % G."""
+    """The bias, for powers of 2, at the displacements of a map from points (n, K, 2); pair i is of group i % G."""
 
     def __init__(self, table: Tensor, points: Tensor, size, tiles: Tiles, convention: str):
         self.G, self.m, *self.table_size = table.shape  # (G, m, 2T_h-1, 2T_w-1)
