@@ -1,24 +1,37 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Which implementations there are, and which one runs.
 
-A backend is a function and a ``why_not``: given the arguments of the call, the reason why it cannot take them, or
-None. They stand fastest first: 'auto' is the first that can. One that is named runs or raises.
+A named backend runs or raises its reason. 'auto' is the first of the table, fastest first, that can take the call and is
+worth it at its size; the reference, at the end, always can.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from . import reference, separable, tiles
 
 
-def anything(**call) -> None:
+def _nothing_against(**call) -> None:
     return None
 
 
+def _always(**call) -> bool:
+    return True
+
+
+class Backend(NamedTuple):
+    run: Callable
+    why_not: Callable = _nothing_against  # given the call: the reason why it cannot take it, or None
+    pays: Callable = _always  # given the call: whether it is faster than what stands below
+
+
 DEFORMABLE = {
-    'separable': (separable.deformable_attention, separable.why_not),
-    'reference': (reference.deformable_attention, anything),
+    'separable': Backend(separable.deformable_attention, separable.why_not, separable.pays),
+    'reference': Backend(reference.deformable_attention),
 }
 NEIGHBORHOOD = {
-    'tiles': (tiles.neighborhood_attention, tiles.why_not),
-    'reference': (reference.neighborhood_attention, anything),
+    'tiles': Backend(tiles.neighborhood_attention, tiles.why_not),
+    'reference': Backend(reference.neighborhood_attention),
 }
 
 
@@ -33,13 +46,12 @@ def for_op(backend: str, backends: dict) -> str:
     return backend if backend in backends else 'auto'
 
 
-def choose(backends: dict, backend: str, call: dict):
+def choose(backends: dict[str, Backend], backend: str, call: dict) -> Callable:
     """The function that runs this call."""
     if backend == 'auto':
-        return next(run for run, why_not in backends.values() if why_not(**call) is None)
+        return next(b.run for b in backends.values() if b.why_not(**call) is None and b.pays(**call))
     if backend not in backends:
         raise ValueError(f'backend={backend!r} is unknown here: there are auto, {", ".join(backends)}')
-    run, why_not = backends[backend]
-    if reason := why_not(**call):
+    if reason := backends[backend].why_not(**call):
         raise RuntimeError(f'backend {backend!r}: {reason}')
-    return run
+    return backends[backend].run

@@ -364,3 +364,13 @@ def why_not(q, bias, dropout, **call) -> str | None:
     if exporting():
         return 'an exported graph is of plain operators'
     return None
+
+
+def pays(q, k, v, points, table, **call) -> bool:
+    """With few keys, the logits are small and the products of the bias are smaller still.
+
+    One thread, float32, times as fast as the reference: inference 0.6 at 49 keys, 1.1 at 196, 3.0 at 1024, 8.4 at 4000;
+    training 0.3 at 49, 0.5 at 196, 1.1 at 1024.
+    """
+    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, points, table))
+    return k.shape[2] >= (1024 if trains else 256)
