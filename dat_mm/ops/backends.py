@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Which implementations there are, and which one runs.
 
-A named backend runs or raises its reason. 'auto' is the first of the table, fastest first, that can take the call and is
-worth it at its size; the reference, at the end, always can.
+A named backend runs or raises its reason. 'auto' is the first of the table, fastest first, that can take the call and
+is worth it at its size; the reference, at the end, always is.
 """
 
 from collections.abc import Callable
