@@ -16,6 +16,10 @@ GOLDEN = Path(__file__).parent / 'data' / 'golden'
 TINY = Path(__file__).parent / 'data' / 'tiny'
 
 
+def pytest_addoption(parser):
+    parser.addoption('--all-configs', action='store_true', help='run every real config of tiny size end to end')
+
+
 class Golden:
     """One golden case: its arrays, the official keys with their shapes, and weights for them."""
 
