@@ -23,7 +23,12 @@ TASKS = {
         'datpp-nano_semantic-fpn_1xb8_shapes-160x160',
         'mIoU',
         20.0,
-        ['train_cfg.max_iters=120', 'train_cfg.val_interval=120', 'param_scheduler.1.end=120', 'param_scheduler.1.T_max=120'],
+        [
+            'train_cfg.max_iters=120',
+            'train_cfg.val_interval=120',
+            'param_scheduler.1.end=120',
+            'param_scheduler.1.T_max=120',
+        ],
     ),
     'detection': (
         'mask-rcnn_datpp-nano_fpn_1xb8_shapes',
