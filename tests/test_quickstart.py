@@ -42,8 +42,8 @@ def test_quickstart_and_again(tmp_path, capsys):
     for name in PICTURES:
         picture = cv2.imread(str(run / name))
         assert picture is not None and picture.std() > 10, f'{name} is blank'
-    assert 'starts from random weights' not in (run / 'pretrained/train.log').read_text()
-    assert 'starts from random weights' in (run / 'scratch/train.log').read_text()
+    assert 'backbone starts from scratch' not in (run / 'pretrained/train.log').read_text()
+    assert 'backbone starts from scratch' in (run / 'scratch/train.log').read_text()
     assert 'predictions.png' in shown and 'configs/coco/' in shown
 
     # a run that was stopped after its first epoch goes on there; what was finished is not done again
