@@ -15,19 +15,17 @@ MLP_RATIO = 4
 
 
 def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend, attn_drop, proj_drop) -> nn.Module:
-    size = dict(dim=spec.dim, heads=spec.heads)
-    drop = dict(attn_drop=attn_drop, proj_drop=proj_drop)
+    common = dict(dim=spec.dim, heads=spec.heads, attn_drop=attn_drop, proj_drop=proj_drop)
+    common['backend'] = for_op(backend, NEIGHBORHOOD if kind == 'N' else DEFORMABLE)
     match kind:
         case 'L' | 'S':
-            return WindowAttention(**size, window_size=spec.window_size, shifted=kind == 'S', **drop)
+            return WindowAttention(**common, window_size=spec.window_size, shifted=kind == 'S')
         case 'N':
-            return NeighborhoodAttention(
-                **size, kernel_size=spec.window_size, backend=for_op(backend, NEIGHBORHOOD), **drop
-            )
+            return NeighborhoodAttention(**common, kernel_size=spec.window_size)
         case 'P':
-            return PyramidAttention(**size, reduction=spec.reduction, **drop)
+            return PyramidAttention(**common, reduction=spec.reduction)
     return DeformableAttention(
-        **size,
+        **common,
         map_size=map_size,
         groups=spec.groups,
         key_stride=spec.key_stride,
@@ -36,15 +34,15 @@ def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend,
         offsets=spec.offsets,
         position_bias=spec.position_bias,
         convention=convention,
-        backend=for_op(backend, DEFORMABLE),
-        **drop,
     )
 
 
 class Block(nn.Module):
     """One block: attention and MLP, each with its norm and residual; of kind X, a convolution before the MLP."""
 
-    def __init__(self, kind: str, spec: StageSpec, generation: Generation, *, drop_path, drop_rate, **attention):
+    def __init__(
+        self, kind: str, spec: StageSpec, generation: Generation, *, drop_path, drop_rate, backend, **attention
+    ):
         super().__init__()
         dim = spec.dim
         self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if generation.local_perception else None
@@ -53,9 +51,10 @@ class Block(nn.Module):
             self.conv = nn.Conv2d(dim, dim, spec.window_size, padding=spec.window_size // 2, groups=dim)
         else:
             self.norm1 = nn.LayerNorm(dim)
-            self.attn = make_attention(kind, spec, convention=generation.convention, proj_drop=drop_rate, **attention)
+            attention |= dict(convention=generation.convention, proj_drop=drop_rate, backend=backend)
+            self.attn = make_attention(kind, spec, **attention)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = (ConvMLP if generation.conv_mlp else MLP)(dim, MLP_RATIO * dim, drop_rate)
+        self.mlp = (ConvMLP if generation.conv_mlp else MLP)(dim, MLP_RATIO * dim, drop_rate, backend)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..arch import POSITION_BIASES
 from ..ops import grid
 from ..ops.backends import check_backend
 from ..ops.shapes import packed, pad_last
-from .layers import conv_last
+from .layers import Linear, conv_last
 
 
 class OffsetNetwork(nn.Module):
@@ -104,10 +104,10 @@ class DeformableAttention(nn.Module):
         self.offset_net = OffsetNetwork(dim // groups, offset_kernel, key_stride, padding)
         if not offsets:
             self.offset_net.requires_grad_(False)
-        self.proj_q = nn.Linear(dim, dim)
-        self.proj_k = nn.Linear(dim, dim)
-        self.proj_v = nn.Linear(dim, dim)
-        self.proj_out = nn.Linear(dim, dim)
+        self.proj_q = Linear(dim, dim, backend=backend)
+        self.proj_k = Linear(dim, dim, backend=backend)
+        self.proj_v = Linear(dim, dim, backend=backend)
+        self.proj_out = Linear(dim, dim, backend=backend)
         self.proj_drop = nn.Dropout(proj_drop)
 
         T_h, T_w = self.map_size

@@ -5,12 +5,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.shapes import pad_to_multiple
+from ..ops.shapes import compiling, pad_to_multiple
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
+def one_kernel_dtype(x: Tensor) -> torch.dtype | None:
+    """In which a linear layer may run as one kernel of oneDNN, which knows neither gradients nor autocast; or None."""
+    if x.device.type != 'cpu' or not _ONEDNN or torch.is_grad_enabled() or compiling():
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    else:
+        dtype = torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+    return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of a channels-last map; neither permutation copies."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """A linear layer, with GELU after it if asked; for inference on a CPU, one kernel of oneDNN."""
+
+    def __init__(self, dim: int, out_dim: int, bias: bool = True, *, gelu: bool = False, backend: str = 'auto'):
+        super().__init__(dim, out_dim, bias)
+        self.gelu = gelu
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend != 'reference' and (dtype := one_kernel_dtype(x)):
+            x, weight, bias = (None if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'gelu' if self.gelu else 'none', [], 'none')
+        x = super().forward(x)
+        return F.gelu(x) if self.gelu else x
 
 
 class DropPath(nn.Module):
@@ -32,21 +61,21 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto', gelu: bool = True):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = Linear(dim, hidden, gelu=gelu, backend=backend)
+        self.linear2 = Linear(hidden, dim, backend=backend)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.linear2(self.drop(F.gelu(self.linear1(x)))))
+        return self.drop(self.linear2(self.drop(self.linear1(x))))
 
 
 class ConvMLP(MLP):
-    """An MLP that looks at the neighboring pixels."""
+    """An MLP that looks at the neighboring pixels before its activation."""
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
-        super().__init__(dim, hidden, drop)
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto'):
+        super().__init__(dim, hidden, drop, backend, gelu=False)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ def _never() -> bool:
 
 
 # is_exporting came with torch 2.7, is_compiling with 2.3: before, exports have the sizes of their example.
-exporting = getattr(torch.compiler, 'is_exporting', None) or getattr(torch.compiler, 'is_compiling', _never)
+compiling = getattr(torch.compiler, 'is_compiling', _never)
+exporting = getattr(torch.compiler, 'is_exporting', compiling)
 
 
 def round_up(n: int, multiple: int) -> int:
