@@ -120,7 +120,7 @@ def test_editable_install_carries_mim():
 def test_mim_trains_from_the_wheel(built, tmp_path):
     """`mim train dat_mm CONFIG` far from the clone; without openmim, what it does: find the file, start the script."""
     pytest.importorskip('mmpretrain')
-    site, name = tmp_path / 'site', 'datpp-nano_1xb64_shapes.py'
+    site, name = tmp_path / 'site', 'datpp-nano_1xb32_shapes.py'
     with zipfile.ZipFile(next((built[0] / 'dist').glob('*.whl'))) as wheel:
         wheel.extractall(site)
     phases, sizes = ('train', 'val'), {'num_train': 8, 'num_val': 2}

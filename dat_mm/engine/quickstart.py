@@ -20,14 +20,14 @@ from pathlib import Path
 from .checkpoints import latest_checkpoint
 from .errors import UserError
 
-CLASSIFIER = 'datpp-nano_1xb64_shapes'
-DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb8_shapes'
+CLASSIFIER = 'datpp-nano_1xb32_shapes'
+DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb4_shapes'
 CONFIGS = (CLASSIFIER, DETECTOR)
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'dat_mm')
 # Larger batches where there is a GPU. In float32: models as small as these wait for the launch of their kernels.
 ON_GPU = {
-    CLASSIFIER: ['train_dataloader.batch_size=128', 'optim_wrapper.optimizer.lr=1.5e-3'],
-    DETECTOR: ['train_dataloader.batch_size=16', 'optim_wrapper.optimizer.lr=1e-3'],
+    CLASSIFIER: ['train_dataloader.batch_size=64', 'optim_wrapper.optimizer.lr=1.4e-3'],
+    DETECTOR: ['train_dataloader.batch_size=8', 'optim_wrapper.optimizer.lr=7e-4'],
 }
 PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (\S+).*?\bloss: (\S+)')
 SHOWN = ('accuracy/top1', 'coco/bbox_mAP_50', 'coco/segm_mAP_50')

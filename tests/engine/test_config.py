@@ -14,7 +14,7 @@ ROOTS = {
     'coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py': 'coco',
     'ade20k/dat-tiny_upernet_8xb2-160k_ade20k-512x512.py': 'ade/ADEChallengeData2016',
     'imagenet/datpp-tiny_32xb128_in1k.py': 'imagenet',
-    'shapes/mask-rcnn_datpp-nano_fpn_1xb8_shapes.py': 'shapes',
+    'shapes/mask-rcnn_datpp-nano_fpn_1xb4_shapes.py': 'shapes',
 }
 
 

@@ -15,9 +15,9 @@ from dat_mm.datasets.shapes import ensure_shapes
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = dict(num_train=16, num_val=2)
 LEAVES = {
-    'mmdet': 'mask-rcnn_datpp-nano_fpn_1xb8_shapes',
+    'mmdet': 'mask-rcnn_datpp-nano_fpn_1xb4_shapes',
     'mmseg': 'datpp-nano_semantic-fpn_1xb8_shapes-128x128',
-    'mmpretrain': 'datpp-nano_1xb64_shapes',
+    'mmpretrain': 'datpp-nano_1xb32_shapes',
 }
 METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}
 # They need to be told that there is nothing persistent about no workers.

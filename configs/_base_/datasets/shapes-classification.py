@@ -1,21 +1,21 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Crops of single objects, made 64 x 64; the scenes are made on first use.
+# Crops of single objects, made 48 x 48; the scenes are made on first use.
 data_root = '{{$DAT_MM_DATA:data}}/shapes/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0)),
-    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='Resize', scale=(48, 48)),
+    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(64, 64)),
+    dict(type='Resize', scale=(48, 48)),
     dict(type='PackInputs'),
 ]
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=2,
     persistent_workers=True,
     drop_last=True,
