@@ -103,12 +103,12 @@ class PositionBias:
 
     def backward(self, made: 'Windows', grad: Tensor, grad_table: Tensor, grad_first: Tensor):
         """Adds what the gradient of the logits (m, n c, h, w) gives: to the padded tables, and to first (n, c, 2)."""
-        along = made.hat_x.new_empty(len(made.hat_x), self.m, self.window[1], self.tile[0])
+        along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
         grad_x = torch.zeros_like(made.hat_x)
         for j, head in enumerate(grad):
-            torch.bmm(made.hat_x, head.transpose(1, 2), out=along[:, j])
+            torch.bmm(made.hat_x, head.transpose(1, 2), out=along[j])
             grad_x.baddbmm_(made.rows[:, :, j].transpose(1, 2), head)
-        along = along.flatten(1, 2)  # (n c, m wx, h)
+        along = along.transpose(0, 1).flatten(1, 2)  # (n c, m wx, h)
         grad_y = torch.bmm(made.windows, along)
         at = [(g * slope(u)).sum((1, 2)) for g, u in ((grad_y, made.from_y), (grad_x, made.from_x))]
         grad_first += torch.stack(at, -1).view(grad_first.shape) / LOG2_E
@@ -286,10 +286,10 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
             for part in of_keys:
                 weights, windows = chunks.logits(weight_scratch, queries, keys, pairs, tile, part)
                 weights.exp2_()  # (m n, c, h w)
-                of_v[:, :, part].baddbmm_(grads, weights.transpose(1, 2))
+                of_v[:, :, part] += torch.bmm(grads, weights.transpose(1, 2))
                 of_logits = chunks.view(grad_scratch, pairs, part)
                 matrix = torch.bmm(values[:, part], grads, out=of_logits.view_as(weights)).mul_(weights)
-                of_k[:, :, part].baddbmm_(queries, matrix.transpose(1, 2))
+                of_k[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
                 of_q.baddbmm_(keys[:, part].transpose(1, 2), matrix)
                 if windows is not None:
                     bias.backward(windows, of_logits, grad_table, grad_first[pairs, part])
