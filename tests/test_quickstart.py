@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {f'{prefix}{name}' for prefix in ('', 'scratch_') for name in ('box_AP50', 'mask_AP50', 'box_AP', 'mask_AP')}
-PICTURES = ('predictions.png', 'losses.png', 'metrics.png', 'pretrain/losses.png', 'pretrain/metrics.png')
+PICTURES = ('predictions.png', 'losses.png', 'metrics.png', 'classifier/losses.png', 'classifier/metrics.png')
 
 
 def main(*arguments):
@@ -42,8 +42,8 @@ def test_quickstart_and_again(tmp_path, capsys):
     for name in PICTURES:
         picture = cv2.imread(str(run / name))
         assert picture is not None and picture.std() > 10, f'{name} is blank'
-    assert 'starts from random weights' not in (run / 'pretrained/train.log').read_text()
-    assert 'starts from random weights' in (run / 'scratch/train.log').read_text()
+    assert 'backbone starts from scratch' not in (run / 'pretrained/train.log').read_text()
+    assert 'backbone starts from scratch' in (run / 'scratch/train.log').read_text()
     assert 'predictions.png' in shown and 'configs/coco/' in shown
 
     # a run that was stopped after its first epoch goes on there; what was finished is not done again
@@ -54,7 +54,7 @@ def test_quickstart_and_again(tmp_path, capsys):
     (run / 'scratch/last_checkpoint').write_text(str(run / 'scratch/epoch_1.pth'))
     main(*arguments)
     shown = capsys.readouterr().out
-    assert shown.count('done before') == 5
+    assert shown.count('done before') == 6
     assert (run / 'scratch/train.log').read_text().count('Epoch(train)   [1]') == 1
     again = json.loads((run / 'summary.json').read_text())
     assert {name: again[name] for name in FIGURES} == {name: summary[name] for name in FIGURES}

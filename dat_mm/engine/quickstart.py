@@ -22,6 +22,7 @@ from .errors import UserError
 
 CLASSIFIER = 'datpp-nano_1xb64_shapes'
 DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb8_shapes'
+CONFIGS = (CLASSIFIER, DETECTOR)
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'dat_mm')
 # Larger batches where there is a GPU. In float32: models as small as these wait for the launch of their kernels.
 ON_GPU = {
@@ -115,7 +116,7 @@ def call(command, log: Path, on_line):
 
 
 def train(config, options, root):
-    """A step that trains; its result is the last checkpoint with the versions it was trained with."""
+    """A step that trains; its result: the last checkpoint, and the versions it was trained with."""
 
     def run(step):
         shown = time.monotonic()
@@ -128,10 +129,10 @@ def train(config, options, root):
                 if time.monotonic() - shown > 10 or at == of:
                     shown = time.monotonic()
                     print(f'   epoch {epoch}, {at} of {of}, loss {float(loss):.2f}, {eta} left', flush=True)
-            elif 'Epoch(val)' in line:
+            elif 'Epoch(val)' in line:  # the validations between: what is reported is tested in the end
                 found = {name: re.search(rf'{name}: (\S+)', line) for name in SHOWN}
                 if text := ', '.join(f'{name} {match[1]}' for name, match in found.items() if match):
-                    print(f'   {text}', flush=True)
+                    print(f'   held out: {text}', flush=True)
 
         command = (sys.executable, '-W', 'ignore', root / 'tools/train.py', root / f'configs/shapes/{config}.py')
         command += ('--work-dir', step.folder, '--resume', '--seed', 0, '--cfg-options', *options)
@@ -155,6 +156,19 @@ def evaluate(config, checkpoint, options, root):
     return run
 
 
+def config_options(config, data_root, make, epochs, device) -> list[str]:
+    """What differs from the shipped config."""
+    options = [f'data_root={data_root}']
+    options += [
+        f'{phase}_dataloader.dataset.make.{k}={v}' for phase in ('train', 'val', 'test') for k, v in make.items()
+    ]
+    if epochs:
+        count = epochs[CONFIGS.index(config)]
+        cosine = [f'param_scheduler.1.{key}={count}' for key in ('end', 'T_max')]
+        options += [*cosine, f'train_cfg.max_epochs={count}', 'train_cfg.val_interval=1']
+    return options + (ON_GPU[config] if device != 'cpu' else [])
+
+
 def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=None, epochs=None):
     """Makes, trains, evaluates, draws and tells; returns what it leaves in summary.json.
 
@@ -164,70 +178,61 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
     from mmengine.device import get_device
 
     from ..datasets import ensure_shapes
-    from .curves import analyze
-    from .quickstart_pictures import draw_predictions
 
     root, work_dir = Path(root), Path(work_dir)
     data_root = Path(data_root or Path(os.environ.get('DAT_MM_DATA', 'data')) / 'shapes')
     device = get_device()
     make = dict(zip(('num_train', 'num_val'), scenes, strict=True)) if scenes else {}
-    options = {CLASSIFIER: [f'data_root={data_root}'], DETECTOR: [f'data_root={data_root}']}
-    for i, (config, chosen) in enumerate(options.items()):
-        chosen += [
-            f'{phase}_dataloader.dataset.make.{k}={v}' for phase in ('train', 'val', 'test') for k, v in make.items()
-        ]
-        if epochs:
-            chosen += [f'{key}={epochs[i]}' for key in ('param_scheduler.1.end', 'param_scheduler.1.T_max')]
-            chosen += [f'train_cfg.max_epochs={epochs[i]}', 'train_cfg.val_interval=1']
-        if device != 'cpu':
-            chosen += ON_GPU[config]
-
+    steps = {'shapes': Step(work_dir / 'shapes', data=str(data_root), **make)}
     try:
-        shapes = Step(work_dir / 'shapes', data=str(data_root), **make)
-        shapes.do(f'Shapes, in {data_root}', lambda step: str(ensure_shapes(data_root, **make)))
+        steps['shapes'].do(f'Shapes, in {data_root}', lambda step: str(ensure_shapes(data_root, **make)))
         ensure_shapes(data_root, **make)  # the folder may have been removed since
-    except (FileExistsError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
 
-    pretrain = Step(work_dir / 'pretrain', config=CLASSIFIER, options=options[CLASSIFIER])
-    run = train(CLASSIFIER, options[CLASSIFIER], root)
-    pretrained = pretrain.do('datpp-nano learns to classify the crops of objects', run)
-    weights = pretrained['checkpoint']
-
-    steps, metrics, predictions = dict(shapes=shapes, pretrain=pretrain), {}, {}
-    for name, title in (('pretrained', 'with that backbone'), ('scratch', 'the same from scratch')):
-        given = list(options[DETECTOR])
-        if name == 'pretrained':
-            given.append(f'model.backbone.init_cfg.checkpoint={weights}')
-        step = steps[name] = Step(work_dir / name, config=DETECTOR, options=given)
-        checkpoint = step.do(f'Mask R-CNN, {title}', train(DETECTOR, given, root))['checkpoint']
+    def train_and_test(name, title, config, *more):
+        options = config_options(config, data_root, make, epochs, device)
+        step = steps[name] = Step(work_dir / name, config=config, options=[*options, *more])
+        checkpoint = step.do(title, train(config, [*options, *more], root))['checkpoint']
         step = steps[f'test_{name}'] = Step(work_dir / name / 'test', checkpoint=checkpoint)
-        run = evaluate(DETECTOR, checkpoint, options[DETECTOR], root)
-        metrics[name] = step.do('its results on the held-out scenes', run)
-        predictions[name] = step.folder / 'predictions.pkl'
+        step.do('its results on what was held out', evaluate(config, checkpoint, options, root))
+        return checkpoint
 
-    start = time.monotonic()
-    draw_predictions(data_root, predictions, work_dir / 'predictions.png')
-    keys = ('loss', 'coco/bbox_mAP_50', 'coco/segm_mAP_50')
-    analyze([work_dir / name for name in metrics], out_dir=work_dir, keys=keys, quiet=True)
-    analyze([work_dir / 'pretrain'], quiet=True)
-
-    seconds = {name: step.state['seconds'] for name, step in steps.items()} | {'pictures': time.monotonic() - start}
-    summary = {
-        **figures(metrics['pretrained'], ''),
-        **figures(metrics['scratch'], 'scratch_'),
-        'seconds': round(sum(seconds.values()), 1),
-        'seconds_by_step': {name: round(value, 1) for name, value in seconds.items()},
-        'device': device_name(device),
-        'versions': pretrained['versions'],
-    }
-    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
-    print(ending(summary, work_dir, checkpoint=steps['pretrained'].state['result']['checkpoint'], root=root))
+    weights = train_and_test('classifier', 'datpp-nano learns to classify the crops of objects', CLASSIFIER)
+    start_from = f'model.backbone.init_cfg.checkpoint={weights}'
+    train_and_test('pretrained', 'Mask R-CNN, with that backbone', DETECTOR, start_from)
+    train_and_test('scratch', 'Mask R-CNN, the same from scratch', DETECTOR)
+    summary = report(work_dir, data_root, {name: step.state for name, step in steps.items()}, device)
+    print(ending(summary, work_dir, data_root, root))
     return summary
 
 
-def figures(metrics, prefix) -> dict:
-    return {f'{prefix}{ours}': metrics[f'coco/{theirs}'] for ours, theirs in FIGURES.items()}
+def report(work_dir, data_root, states, device) -> dict:
+    """Pictures and summary.json."""
+    from .curves import analyze
+    from .quickstart_pictures import draw_predictions
+
+    start, detectors = time.monotonic(), ('pretrained', 'scratch')
+    predictions = {name: work_dir / name / 'test/predictions.pkl' for name in detectors}
+    draw_predictions(data_root, predictions, work_dir / 'predictions.png')
+    keys = ('loss', *SHOWN[1:])
+    analyze([work_dir / name for name in detectors], out_dir=work_dir, keys=keys, quiet=True)
+    analyze([work_dir / 'classifier'], quiet=True)
+
+    seconds = {name: state['seconds'] for name, state in states.items()}
+    seconds['pictures'] = round(time.monotonic() - start, 1)
+    results = {name: states[f'test_{name}']['result'] for name in ('classifier', *detectors)}
+    summary = {
+        **{ours: results['pretrained'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
+        **{f'scratch_{ours}': results['scratch'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
+        'crop_accuracy': round(results['classifier'][SHOWN[0]] / 100, 3),
+        'seconds': round(sum(seconds.values()), 1),
+        'seconds_by_step': seconds,
+        'device': device_name(device),
+        'versions': states['pretrained']['result']['versions'],
+    }
+    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
+    return summary
 
 
 def device_name(device) -> str:
@@ -238,9 +243,8 @@ def device_name(device) -> str:
     return f'{device}, {torch.get_num_threads()} threads' if device == 'cpu' else device
 
 
-def ending(summary, work_dir, checkpoint, root) -> str:
-    tool = os.path.relpath(root / 'tools')
-    configs = os.path.relpath(root / 'configs')
+def ending(summary, work_dir, data_root, root) -> str:
+    tools, configs = os.path.relpath(root / 'tools'), os.path.relpath(root / 'configs')
     return f"""
                        box AP50   mask AP50
   pretrained backbone  {summary['box_AP50']:8.3f}   {summary['mask_AP50']:9.3f}
@@ -248,12 +252,13 @@ def ending(summary, work_dir, checkpoint, root) -> str:
 
   {summary['seconds'] / 60:.1f} minutes on {summary['device']}. In {work_dir}:
     predictions.png          held-out scenes: the truth, and what the two models found
-    losses.png, metrics.png  the two trainings; of the classifier: pretrain/
-    summary.json             the figures
-    pretrained/              checkpoints, log and config; remove {work_dir} to start over
+    losses.png, metrics.png  curves of the two trainings; those of the classifier are in classifier/
+    summary.json             these figures and more
+    pretrained/, scratch/    checkpoints, logs, configs; remove {work_dir} to start over
 
-  More pictures:
-    python {tool}/infer.py data/shapes/images/val {configs}/shapes/{DETECTOR}.py {checkpoint}
+  Predictions for pictures of your choice:
+    python {tools}/infer.py {data_root}/images/val {work_dir}/pretrained/{DETECTOR}.py \\
+        $(cat {work_dir}/pretrained/last_checkpoint)
   With COCO in data/coco (docs/data.md) and a checkpoint of the authors (docs/checkpoints.md):
-    python {tool}/train.py {configs}/coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py \\
+    python {tools}/train.py {configs}/coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py \\
         --auto-scale-lr --cfg-options model.backbone.init_cfg.checkpoint=dat_pp_tiny_in1k_224.pth"""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAKE = dict(num_train=16, num_val=2)
 LEAVES = {
     'mmdet': 'mask-rcnn_datpp-nano_fpn_1xb8_shapes',
-    'mmseg': 'datpp-nano_semantic-fpn_1xb8_shapes-160x160',
+    'mmseg': 'datpp-nano_semantic-fpn_1xb8_shapes-128x128',
     'mmpretrain': 'datpp-nano_1xb64_shapes',
 }
 METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}
