@@ -23,7 +23,8 @@ from .shapes import exporting
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
 BUDGET_ELSEWHERE = 256 << 20
-TILE_AREA = 1024  # queries of a tile, about
+TILE_WIDTH = 40  # queries of a tile, at most
+TILE_AREA = 1024
 LARGEST_SUM = 2.0**60
 LOG2_E = math.log2(math.e)
 
@@ -60,11 +61,17 @@ def cut(n: int, longest: int) -> tuple[int, int]:
     return tiles, -(-n // tiles)
 
 
-def tile_map(size, steps) -> Tiles:
-    """Small where the step is long: the work of the bias grows with the cells that a tile spans."""
-    columns, w = cut(size[1], max(14, min(40, int(12 / max(steps[1], 1e-6)))))
-    rows, h = cut(size[0], max(1, TILE_AREA // w))
+def tile_map(height: int, width: int) -> Tiles:
+    """Wide enough for the products of the bias, small enough that windows are small and many keys make a chunk."""
+    columns, w = cut(width, TILE_WIDTH)
+    rows, h = cut(height, TILE_AREA // w)
     return Tiles(rows, columns, h, w)
+
+
+def window_of(tiles: Tiles, size, table_size, convention: str) -> list[int]:
+    """Cells of a table, along y and x, that a tile may need."""
+    steps = grid.table_steps(size, table_size, convention)
+    return [int((n - 1) * step) + 3 for n, step in zip((tiles.height, tiles.width), steps, strict=True)]
 
 
 class PositionBias:
@@ -75,7 +82,7 @@ class PositionBias:
         self.first = grid.table_coordinates(points, size, self.table_size, convention)
         self.steps = grid.table_steps(size, self.table_size, convention)
         self.tile = tiles.height, tiles.width
-        self.window = wy, wx = [int((n - 1) * step) + 3 for n, step in zip(self.tile, self.steps, strict=True)]
+        self.window = wy, wx = window_of(tiles, size, self.table_size, convention)
         self.padded = F.pad(table.transpose(1, 2) * LOG2_E, (wx, wx, 0, 0, wy, wy))  # (G, Y, m, X)
         self.windows = self.padded.unfold(1, wy, 1).unfold(3, wx, 1).permute(0, 1, 3, 4, 2, 5)  # (G, Y, X, wy, m, wx)
 
@@ -149,9 +156,7 @@ class Chunks:
         self.B, self.G, self.K, self.D = B, points.shape[1], k.shape[2], D
         self.m, self.size, self.scale = M // self.G, (H, W), scale
         self.dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
-        self.tiles = tile_map(
-            (H, W), grid.table_steps((H, W), table.shape[1:], convention) if table is not None else (0, 0)
-        )
+        self.tiles = tile_map(H, W)
         self.bias = None
         if table is not None:
             table, points = table.to(self.dtype).unflatten(0, (self.G, -1)), points.to(self.dtype).flatten(0, 1)
@@ -373,11 +378,15 @@ def why_not(q, bias, dropout, **call) -> str | None:
     return None
 
 
-def pays(q, k, v, points, table, **call) -> bool:
-    """With few keys, the logits are small and the products of the bias are smaller still.
+def pays(q, k, points, table, convention, **call) -> bool:
+    """Measured by tools/measure_backends.py: not with few keys, nor where a tile spans many cells of the table.
 
-    One thread, float32, times as fast as the reference: inference 0.6 at 49 keys, 1.1 at 196, 3.0 at 1024, 8.4 at 4000;
-    training 0.3 at 49, 0.5 at 196, 1.1 at 1024.
+    In training, the logits that the reference keeps must be too many for the caches.
     """
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, points, table))
-    return k.shape[2] >= (1024 if trains else 256)
+    (B, M, H, W, _), K = q.shape, k.shape[2]
+    tiles = tile_map(H, W)
+    wy, wx = (0, 0) if table is None else window_of(tiles, (H, W), table.shape[1:], convention)
+    products = wx + wy * wx / tiles.width  # multiply-adds a logit, for the bias
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, points, table)):
+        return products < 40 and H * W >= 512 and B * M * H * W * K >= 2 << 20
+    return products < 40 and K >= 100
