@@ -83,8 +83,10 @@ class PositionBias:
         self.steps = grid.table_steps(size, self.table_size, convention)
         self.tile = tiles.height, tiles.width
         self.window = wy, wx = window_of(tiles, size, self.table_size, convention)
-        self.padded = F.pad(table.transpose(1, 2) * LOG2_E, (wx, wx, 0, 0, wy, wy))  # (G, Y, m, X)
-        self.windows = self.padded.unfold(1, wy, 1).unfold(3, wx, 1).permute(0, 1, 3, 4, 2, 5)  # (G, Y, X, wy, m, wx)
+        # All windows along x of all rows, as rows: they are fetched whole. (G Y X, m wx), Y and X as in `ring`.
+        self.ring = self.table_size[0] + 2, self.table_size[1] + wx + 1
+        padded = F.pad(table * LOG2_E, (wx, wx, 1, 1)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
+        self.rows = padded.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
 
     def place(self, pairs: slice, tile, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
         """The first cells of keys' windows (n, c), and how far from each cell queries are (n c, cells, queries)."""
@@ -93,23 +95,29 @@ class PositionBias:
         floor = first.floor()
         queries = torch.arange(length, dtype=first.dtype, device=first.device) * step
         cells = torch.arange(self.window[axis], dtype=first.dtype, device=first.device).unsqueeze(-1)
-        cell = (floor.long() + self.window[axis]).clamp_(0, self.table_size[axis] + self.window[axis])
-        return cell, (first - floor).view(-1, 1, 1) + (queries - cells)
+        return floor.long(), (first - floor).view(-1, 1, 1) + (queries - cells)
+
+    def rows_of(self, pairs: slice, y: Tensor, x: Tensor) -> Tensor:
+        """Where the rows of windows that begin at cells y and x (n, c) are: (n c wy,)."""
+        group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1) % self.G
+        y = (y.unsqueeze(-1) + torch.arange(1, self.window[0] + 1, device=y.device)).clamp_(0, self.ring[0] - 1)
+        x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
+        return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
 
     def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Windows':
         """Into (m, n c, h, w)."""
         y, from_y = self.place(pairs, tile, keys, 0)
         x, from_x = self.place(pairs, tile, keys, 1)
-        group = torch.arange(pairs.start, pairs.stop, device=y.device).unsqueeze(-1) % self.G
-        windows = self.windows[group, y, x].flatten(0, 1).flatten(2)
+        at = self.rows_of(pairs, y, x)
+        windows = self.rows.index_select(0, at).unflatten(0, (-1, self.window[0]))
         hat_y, hat_x = hat(from_y), hat(from_x)
         rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
         for j, head in enumerate(logits):
             torch.bmm(rows[:, :, j], hat_x, out=head)
-        return Windows((group, y, x), from_y, from_x, hat_y, hat_x, windows, rows)
+        return Windows(at, from_y, from_x, hat_y, hat_x, windows, rows)
 
-    def backward(self, made: 'Windows', grad: Tensor, grad_table: Tensor, grad_first: Tensor):
-        """Adds what the gradient of the logits (m, n c, h, w) gives: to the padded tables, and to first (n, c, 2)."""
+    def backward(self, made: 'Windows', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
+        """Adds what the gradient of the logits (m, n c, h, w) gives: to that of rows, and to that of first (n, c, 2)."""
         along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
         grad_x = torch.zeros_like(made.hat_x)
         for j, head in enumerate(grad):
@@ -120,16 +128,16 @@ class PositionBias:
         at = [(g * slope(u)).sum((1, 2)) for g, u in ((grad_y, made.from_y), (grad_x, made.from_x))]
         grad_first += torch.stack(at, -1).view(grad_first.shape) / LOG2_E
         grad_windows = torch.bmm(made.hat_y, along.transpose(1, 2))  # (n c, wy, m wx)
-        (group, y, x), (Y, m, X) = made.at, self.padded.shape[1:]
-        cells = [torch.arange(n, device=y.device) for n in (self.window[0], m, self.window[1])]
-        cells = (cells[0][:, None, None] * m + cells[1][:, None]) * X + cells[2]
-        index = ((group * Y + y) * (m * X) + x)[..., None, None, None] + cells
-        grad_table.view(-1).index_add_(0, index.flatten(), grad_windows.flatten())
+        grad_rows.index_add_(0, made.at, grad_windows.flatten(0, 1))
 
     def to_table(self, grad: Tensor) -> Tensor:
-        """From the gradient of the padded tables to (M, 2T_h-1, 2T_w-1)."""
-        (wy, wx), (_, Y, _, X) = self.window, self.padded.shape
-        return grad[:, wy : Y - wy, :, wx : X - wx].transpose(1, 2).flatten(0, 1).contiguous()
+        """From the gradient of rows to (M, 2T_h-1, 2T_w-1)."""
+        (wx, X), last = (self.window[1], self.table_size[1]), self.ring[1]
+        grad = grad.view(self.G, *self.ring, self.m, wx)
+        table = grad.new_zeros(self.G, self.ring[0], X + 2 * wx, self.m)
+        for j in range(wx):
+            table[:, :, j : j + last] += grad[..., j]
+        return table[:, 1:-1, wx:-wx].permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
     def to_points(self, grad: Tensor) -> Tensor:
         """From the gradient of first (n, K, 2)."""
@@ -139,7 +147,7 @@ class PositionBias:
 class Windows(NamedTuple):
     """What the bias of a chunk was made of."""
 
-    at: tuple[Tensor, Tensor, Tensor]  # group (n, 1), y and x (n, c) in the padded table
+    at: Tensor  # rows (n c wy,)
     from_y: Tensor  # (n c, wy, h)
     from_x: Tensor  # (n c, wx, w)
     hat_y: Tensor
@@ -277,7 +285,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grad_q = chunks.empty_map(q.shape[-1])
     grad_k, grad_v = (x.new_empty(x.shape, dtype=chunks.dtype) for x in (chunks.k, chunks.v))
     if bias is not None:
-        grad_table, grad_first = torch.zeros_like(bias.padded), torch.zeros_like(bias.first)
+        grad_rows, grad_first = torch.zeros_like(bias.rows), torch.zeros_like(bias.first)
     for pairs in chunks:
         keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
         of_k, of_v = (
@@ -297,7 +305,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
                 of_k[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
                 of_q.baddbmm_(keys[:, part].transpose(1, 2), matrix)
                 if windows is not None:
-                    bias.backward(windows, of_logits, grad_table, grad_first[pairs, part])
+                    bias.backward(windows, of_logits, grad_rows, grad_first[pairs, part])
             target = chunks.tile(grad_q, pairs, tile)
             torch.mul(of_q[:, :-1].view(target.shape), scale, out=target)
         for total, part, factor in ((grad_k, of_k, 1 / LOG2_E), (grad_v, of_v, 1)):
@@ -310,7 +318,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     return [
         *grads,
         bias.to_points(grad_first).view_as(points).to(points.dtype),
-        bias.to_table(grad_table).to(table.dtype),
+        bias.to_table(grad_rows).to(table.dtype),
     ]
 
 
