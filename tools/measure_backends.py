@@ -18,6 +18,7 @@ from dat_mm.ops import backends, deformable_attention, neighborhood_attention
 DEFORMABLE = {
     'dat-tiny stage 3, 224, batch 8': (8, 12, 3, (14, 14), 196, 14, 'dat'),
     'dat-tiny stage 4, 224, batch 8': (8, 24, 6, (7, 7), 49, 7, 'dat'),
+    'dat-tiny stage 3, 224': (1, 12, 3, (14, 14), 196, 14, 'dat'),
     'dat-tiny stage 3, 384': (1, 12, 3, (24, 24), 576, 14, 'dat'),
     'dat-base stage 3, trained at 384': (1, 16, 4, (24, 24), 576, 24, 'dat'),
     'dat-tiny stage 3, 512': (1, 12, 3, (32, 32), 1024, 14, 'dat'),
@@ -28,6 +29,9 @@ DEFORMABLE = {
     'datpp-tiny stage 2, 224, batch 8': (8, 4, 2, (28, 28), 49, 28, 'datpp'),
     'datpp-tiny stage 3, 224, batch 8': (8, 8, 4, (14, 14), 49, 14, 'datpp'),
     'datpp-tiny stage 4, 224, batch 8': (8, 16, 8, (7, 7), 49, 7, 'datpp'),
+    'datpp-tiny stage 1, 224': (1, 2, 1, (56, 56), 49, 56, 'datpp'),
+    'datpp-tiny stage 2, 224': (1, 4, 2, (28, 28), 49, 28, 'datpp'),
+    'datpp-tiny stage 3, 224': (1, 8, 4, (14, 14), 49, 14, 'datpp'),
     'datpp-tiny stage 1, 384': (1, 2, 1, (96, 96), 144, 56, 'datpp'),
     'datpp-tiny stage 2, 384': (1, 4, 2, (48, 48), 144, 28, 'datpp'),
     'datpp-tiny stage 3, 384': (1, 8, 4, (24, 24), 144, 14, 'datpp'),

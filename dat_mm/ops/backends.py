@@ -27,7 +27,7 @@ class Backend(NamedTuple):
 
 DEFORMABLE = {
     'separable': Backend(separable.deformable_attention, separable.why_not, separable.pays),
-    'dense': Backend(dense.deformable_attention, dense.why_not),
+    'dense': Backend(dense.deformable_attention, dense.why_not, dense.pays),
     'reference': Backend(reference.deformable_attention),
 }
 NEIGHBORHOOD = {

@@ -8,13 +8,17 @@ two rows along y, and along x too where the step is 1, at the training resolutio
 B batch, G groups, M heads, m of them in a group, D head width, H x W the map, K keys; X, Y the table.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
 from .separable import hat, slope
-from .shapes import exporting
+from .shapes import exporting, trains
+
+LOGITS = 4 << 20  # of some images at once, in inference
 
 
 class Hat(torch.autograd.Function):
@@ -28,6 +32,11 @@ class Hat(torch.autograd.Function):
         return slope(*ctx.saved_tensors).mul_(grad)
 
 
+def is_one(step: float) -> bool:
+    """As at the training resolution of 'datpp': all queries of a key are as far from the cells of the table."""
+    return abs(step - 1) < 1e-9
+
+
 def position_bias(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
     """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
     B, G, K, _ = points.shape
@@ -37,7 +46,7 @@ def position_bias(table: Tensor, points: Tensor, height: int, width: int, conven
     first = grid.table_coordinates(points.to(dtype), (height, width), (Y, X), convention)
     y = first[..., 0, None] + torch.arange(height, dtype=dtype, device=points.device) * step_y  # (B, G, K, H)
     x = first[..., 1, None]
-    blends = abs(step_x - 1) < 1e-9  # all queries of a key are as far from the cells of the table
+    blends = is_one(step_x)
     window = width if blends else int((width - 1) * step_x) + 3
 
     table = F.pad(table.to(dtype).unflatten(0, (G, -1)), (window, window, 1, 1))
@@ -63,25 +72,42 @@ def position_bias(table: Tensor, points: Tensor, height: int, width: int, conven
     return bias.permute(0, 1, 4, 3, 5, 2).reshape(B, -1, height * width, K)
 
 
-def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
-    (H, W), keeps = q.shape[2:4], torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, points, table, bias)
-    )
+def attend(q, k, v, points, table, bias, convention, scale, dropout, fused):
+    H, W = q.shape[2:4]
     q = q.flatten(2, 3)
     if table is not None:
         with grid.full_precision(q):
             of_table = position_bias(table, points, H, W, convention)
         bias = of_table if bias is None else of_table + bias
-    if keeps or dropout:
-        logits = (q * scale) @ k.transpose(-2, -1)
-        out = reference.attend(logits if bias is None else logits + bias, v, dropout)
-    else:
+    if fused:
         bias = None if bias is None else bias.to(q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    else:
+        logits = (q * scale) @ k.transpose(-2, -1)
+        out = reference.attend(logits if bias is None else logits + bias, v, dropout)
     return out.unflatten(2, (H, W))
+
+
+def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
+    options = convention, scale, dropout
+    keeps = dropout > 0 or trains(q, k, v, points, table, bias)
+    if keeps or bias is not None:
+        return attend(q, k, v, points, table, bias, *options, fused=not keeps)
+    images = max(1, LOGITS // math.prod((*q.shape[1:4], k.shape[2])))
+    parts = zip(*(x.split(images) for x in (q, k, v, points)), strict=True)
+    return torch.cat([attend(*part, table, None, *options, fused=True) for part in parts])
 
 
 def why_not(**call) -> str | None:
     if exporting():
         return 'its windows are for one map size, and an exported graph takes any'
     return None
+
+
+def pays(q, k, v, points, table, bias, convention, **call) -> bool:
+    """Measured by tools/measure_backends.py: on maps of middle size; in training where steps are 1 and images many."""
+    (B, M, H, W, _), K = q.shape, k.shape[2]
+    if trains(q, k, v, points, table, bias):
+        steps = [0] if table is None else grid.table_steps((H, W), table.shape[1:], convention)
+        return is_one(steps[-1]) and W >= 28 and B * M * H * W * K >= 1 << 20
+    return W >= 14 and M * H * W * K <= LOGITS

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
-from .shapes import exporting
+from .shapes import exporting, trains
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
 BUDGET_ELSEWHERE = 256 << 20
@@ -117,7 +117,7 @@ class PositionBias:
         return Windows(at, from_y, from_x, hat_y, hat_x, windows, rows)
 
     def backward(self, made: 'Windows', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
-        """Adds what the gradient of the logits (m, n c, h, w) gives: to that of rows, and to that of first (n, c, 2)."""
+        """Adds what the gradient of the logits (m, n c, h, w) gives: to those of rows and of first (n, c, 2)."""
         along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
         grad_x = torch.zeros_like(made.hat_x)
         for j, head in enumerate(grad):
@@ -386,8 +386,8 @@ def why_not(q, bias, dropout, **call) -> str | None:
     return None
 
 
-def pays(q, k, points, table, convention, **call) -> bool:
-    """Measured by tools/measure_backends.py: not with few keys, nor where a tile spans many cells of the table.
+def pays(q, k, v, points, table, convention, **call) -> bool:
+    """Measured by tools/measure_backends.py: not on small maps, nor where a tile spans many cells of the table.
 
     In training, the logits that the reference keeps must be too many for the caches.
     """
@@ -395,6 +395,7 @@ def pays(q, k, points, table, convention, **call) -> bool:
     tiles = tile_map(H, W)
     wy, wx = (0, 0) if table is None else window_of(tiles, (H, W), table.shape[1:], convention)
     products = wx + wy * wx / tiles.width  # multiply-adds a logit, for the bias
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, points, table)):
-        return products < 40 and H * W >= 512 and B * M * H * W * K >= 2 << 20
-    return products < 40 and K >= 100
+    queries, logits = H * W, B * M * H * W * K
+    if trains(q, k, v, points, table):
+        return products < 40 and queries >= 512 and logits >= 2 << 20
+    return products < 40 and queries >= 256 and logits >= 1 << 20
