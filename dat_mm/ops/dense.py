@@ -105,9 +105,9 @@ def why_not(**call) -> str | None:
 
 
 def pays(q, k, v, points, table, bias, convention, **call) -> bool:
-    """Measured by tools/measure_backends.py: on maps of middle size; in training where steps are 1 and images many."""
-    (B, M, H, W, _), K = q.shape, k.shape[2]
+    """Measured by tools/measure_backends.py: on maps of middle size, in a batch; in training where steps are 1."""
+    (H, W), image = q.shape[2:4], math.prod((*q.shape[1:4], k.shape[2]))
     if trains(q, k, v, points, table, bias):
         steps = [0] if table is None else grid.table_steps((H, W), table.shape[1:], convention)
-        return is_one(steps[-1]) and W >= 28 and B * M * H * W * K >= 1 << 20
-    return W >= 14 and M * H * W * K <= LOGITS
+        return is_one(steps[-1]) and W >= 28 and len(q) * image >= 1 << 20
+    return W >= 14 and image <= LOGITS and len(q) * image >= 1 << 19
