@@ -8,7 +8,7 @@ is worth it at its size; the reference, at the end, always is.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import reference, separable, tiles
+from . import dense, reference, separable, tiles
 
 
 def _nothing_against(**call) -> None:
@@ -27,6 +27,7 @@ class Backend(NamedTuple):
 
 DEFORMABLE = {
     'separable': Backend(separable.deformable_attention, separable.why_not, separable.pays),
+    'dense': Backend(dense.deformable_attention, dense.why_not, dense.pays),
     'reference': Backend(reference.deformable_attention),
 }
 NEIGHBORHOOD = {

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
-from .shapes import exporting
+from .shapes import exporting, trains
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
 BUDGET_ELSEWHERE = 256 << 20
-TILE_AREA = 1024  # queries of a tile, about
+TILE_WIDTH = 40  # queries of a tile, at most
+TILE_AREA = 1024
 LARGEST_SUM = 2.0**60
 LOG2_E = math.log2(math.e)
 
@@ -50,7 +51,8 @@ def hat(u: Tensor) -> Tensor:
 
 def slope(u: Tensor) -> Tensor:
     """The derivative of hat; at a corner that to the right, as of grid_sample."""
-    return ((u >= -1) & (u < 0)).to(u.dtype) - ((u >= 0) & (u < 1)).to(u.dtype)
+    u = u.floor()
+    return (u == -1).to(u.dtype).sub_((u == 0).to(u.dtype))
 
 
 def cut(n: int, longest: int) -> tuple[int, int]:
@@ -59,11 +61,17 @@ def cut(n: int, longest: int) -> tuple[int, int]:
     return tiles, -(-n // tiles)
 
 
-def tile_map(size, steps) -> Tiles:
-    """Small where the step is long: the work of the bias grows with the cells that a tile spans."""
-    columns, w = cut(size[1], max(14, min(40, int(12 / max(steps[1], 1e-6)))))
-    rows, h = cut(size[0], max(1, TILE_AREA // w))
+def tile_map(height: int, width: int) -> Tiles:
+    """Wide enough for the products of the bias, small enough that windows are small and many keys make a chunk."""
+    columns, w = cut(width, TILE_WIDTH)
+    rows, h = cut(height, TILE_AREA // w)
     return Tiles(rows, columns, h, w)
+
+
+def window_of(tiles: Tiles, size, table_size, convention: str) -> list[int]:
+    """Cells of a table, along y and x, that a tile may need."""
+    steps = grid.table_steps(size, table_size, convention)
+    return [int((n - 1) * step) + 3 for n, step in zip((tiles.height, tiles.width), steps, strict=True)]
 
 
 class PositionBias:
@@ -74,68 +82,78 @@ class PositionBias:
         self.first = grid.table_coordinates(points, size, self.table_size, convention)
         self.steps = grid.table_steps(size, self.table_size, convention)
         self.tile = tiles.height, tiles.width
-        self.window = wy, wx = [int((n - 1) * step) + 3 for n, step in zip(self.tile, self.steps, strict=True)]
-        self.padded = F.pad(table * LOG2_E, (wx, wx, wy, wy))
-        self.windows = self.padded.unfold(2, wy, 1).unfold(3, wx, 1).permute(0, 2, 3, 4, 1, 5)  # (G, Y, X, wy, m, wx)
+        self.window = wy, wx = window_of(tiles, size, self.table_size, convention)
+        # All windows along x of all rows, as rows: they are fetched whole. (G Y X, m wx), Y and X as in `ring`.
+        self.ring = self.table_size[0] + 2, self.table_size[1] + wx + 1
+        padded = F.pad(table * LOG2_E, (wx, wx, 1, 1)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
+        self.rows = padded.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
 
     def place(self, pairs: slice, tile, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
-        """Of keys' windows, the first cell (n, c), and where the queries of the tile stand from each cell.
-
-        (n c, cells, queries).
-        """
+        """The first cells of keys' windows (n, c), and how far from each cell queries are (n c, cells, queries)."""
         step, length = self.steps[axis], self.tile[axis]
         first = self.first[pairs, keys, axis] + tile[axis] * length * step
         floor = first.floor()
         queries = torch.arange(length, dtype=first.dtype, device=first.device) * step
         cells = torch.arange(self.window[axis], dtype=first.dtype, device=first.device).unsqueeze(-1)
-        cell = floor.long() + self.window[axis]
-        return cell.clamp_(0, self.table_size[axis] + self.window[axis]), (first - floor).view(-1, 1, 1) + (
-            queries - cells
-        )
+        return floor.long(), (first - floor).view(-1, 1, 1) + (queries - cells)
 
-    def groups(self, pairs: slice) -> Tensor:
-        return torch.arange(pairs.start, pairs.stop, device=self.first.device).unsqueeze(-1) % self.G
+    def rows_of(self, pairs: slice, y: Tensor, x: Tensor) -> Tensor:
+        """Where the rows of windows that begin at cells y and x (n, c) are: (n c wy,)."""
+        group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1) % self.G
+        y = (y.unsqueeze(-1) + torch.arange(1, self.window[0] + 1, device=y.device)).clamp_(0, self.ring[0] - 1)
+        x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
+        return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
 
-    def write(self, logits: Tensor, pairs: slice, tile, keys: slice):
+    def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Windows':
         """Into (m, n c, h, w)."""
-        (y, stands_y), (x, stands_x) = (self.place(pairs, tile, keys, axis) for axis in (0, 1))
-        windows = self.windows[self.groups(pairs), y, x].flatten(0, 1).flatten(2)  # (n c, wy, m wx)
-        rows = torch.bmm(hat(stands_y).transpose(1, 2), windows).unflatten(2, (self.m, -1))  # (n c, h, m, wx)
-        columns = hat(stands_x)
-        for j, head in enumerate(logits):
-            torch.bmm(rows[:, :, j], columns, out=head)
-
-    def backward(self, grad: Tensor, pairs: slice, tile, keys: slice, grad_table: Tensor, grad_first: Tensor):
-        """Adds what the gradient of the logits (m, n c, h, w) gives to those of the padded tables and of first."""
-        (y, stands_y), (x, stands_x) = (self.place(pairs, tile, keys, axis) for axis in (0, 1))
-        wy, wx = self.window
-        slope_y, slope_x = slope(stands_y), slope(stands_x)
-        hat_y, hat_x = hat(stands_y), hat(stands_x)
-        both_x = torch.cat((hat_x, slope_x), 1).transpose(1, 2)  # (n c, w, 2 wx)
-        groups = self.groups(pairs)
-        windows = self.windows[groups, y, x].flatten(0, 1).flatten(2)
+        y, from_y = self.place(pairs, tile, keys, 0)
+        x, from_x = self.place(pairs, tile, keys, 1)
+        at = self.rows_of(pairs, y, x)
+        windows = self.rows.index_select(0, at).unflatten(0, (-1, self.window[0]))
+        hat_y, hat_x = hat(from_y), hat(from_x)
         rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
-        moved_rows = torch.bmm(slope_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
-        Y, X = self.padded.shape[2:]
-        cells = torch.arange(wy, device=y.device).unsqueeze(-1) * X + torch.arange(wx, device=y.device)
-        index = (y * X + x)[..., None, None] + cells  # (n, c, wy, wx)
-        at_y, at_x = 0, 0
-        for j in range(self.m):
-            along, moved = torch.bmm(grad[j], both_x).split(wx, -1)  # (n c, h, wx) twice
-            at_x = at_x + (rows[:, :, j] * moved).sum((1, 2))
-            at_y = at_y + (moved_rows[:, :, j] * along).sum((1, 2))
-            in_head = (groups * self.m + j)[..., None, None] * (Y * X) + index
-            grad_table.view(-1).index_add_(0, in_head.flatten(), torch.bmm(hat_y, along).flatten())
-        grad_first[pairs, keys] += torch.stack((at_y, at_x), -1).view(*y.shape, 2) / LOG2_E
+        for j, head in enumerate(logits):
+            torch.bmm(rows[:, :, j], hat_x, out=head)
+        return Windows(at, from_y, from_x, hat_y, hat_x, windows, rows)
+
+    def backward(self, made: 'Windows', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
+        """Adds what the gradient of the logits (m, n c, h, w) gives: to those of rows and of first (n, c, 2)."""
+        along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
+        grad_x = torch.zeros_like(made.hat_x)
+        for j, head in enumerate(grad):
+            torch.bmm(made.hat_x, head.transpose(1, 2), out=along[j])
+            grad_x.baddbmm_(made.rows[:, :, j].transpose(1, 2), head)
+        along = along.transpose(0, 1).flatten(1, 2)  # (n c, m wx, h)
+        grad_y = torch.bmm(made.windows, along)
+        at = [(g * slope(u)).sum((1, 2)) for g, u in ((grad_y, made.from_y), (grad_x, made.from_x))]
+        grad_first += torch.stack(at, -1).view(grad_first.shape) / LOG2_E
+        grad_windows = torch.bmm(made.hat_y, along.transpose(1, 2))  # (n c, wy, m wx)
+        grad_rows.index_add_(0, made.at, grad_windows.flatten(0, 1))
 
     def to_table(self, grad: Tensor) -> Tensor:
-        """From the gradient of the padded tables to (M, 2T_h-1, 2T_w-1)."""
-        (wy, wx), (Y, X) = self.window, self.padded.shape[2:]
-        return grad[:, :, wy : Y - wy, wx : X - wx].flatten(0, 1).contiguous()
+        """From the gradient of rows to (M, 2T_h-1, 2T_w-1)."""
+        (wx, X), last = (self.window[1], self.table_size[1]), self.ring[1]
+        grad = grad.view(self.G, *self.ring, self.m, wx)
+        table = grad.new_zeros(self.G, self.ring[0], X + 2 * wx, self.m)
+        for j in range(wx):
+            table[:, :, j : j + last] += grad[..., j]
+        return table[:, 1:-1, wx:-wx].permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
     def to_points(self, grad: Tensor) -> Tensor:
         """From the gradient of first (n, K, 2)."""
         return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
+
+
+class Windows(NamedTuple):
+    """What the bias of a chunk was made of."""
+
+    at: Tensor  # rows (n c wy,)
+    from_y: Tensor  # (n c, wy, h)
+    from_x: Tensor  # (n c, wx, w)
+    hat_y: Tensor
+    hat_x: Tensor
+    windows: Tensor  # (n c, wy, m wx)
+    rows: Tensor  # (n c, h, m, wx)
 
 
 class Chunks:
@@ -146,9 +164,7 @@ class Chunks:
         self.B, self.G, self.K, self.D = B, points.shape[1], k.shape[2], D
         self.m, self.size, self.scale = M // self.G, (H, W), scale
         self.dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
-        self.tiles = tile_map(
-            (H, W), grid.table_steps((H, W), table.shape[1:], convention) if table is not None else (0, 0)
-        )
+        self.tiles = tile_map(H, W)
         self.bias = None
         if table is not None:
             table, points = table.to(self.dtype).unflatten(0, (self.G, -1)), points.to(self.dtype).flatten(0, 1)
@@ -214,14 +230,14 @@ class Chunks:
         x = x[pairs].transpose(0, 1).to(self.dtype)
         return F.pad(x, (0, 1), value=1.0).flatten(0, 1)
 
-    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> Tensor:
+    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> tuple[Tensor, Windows | None]:
         """(m n, c, h w), of q (m n, D + 1, h w) and k (m n, K, D + 1), in scratch memory."""
         logits = self.view(scratch, pairs, keys)
         matrix = logits.view(len(q), -1, self.tiles.area)
         if self.bias is None:
-            return torch.bmm(k[:, keys], q, out=matrix)
-        self.bias.write(logits, pairs, tile, keys)
-        return matrix.baddbmm_(k[:, keys], q)
+            return torch.bmm(k[:, keys], q, out=matrix), None
+        windows = self.bias.write(logits, pairs, tile, keys)
+        return matrix.baddbmm_(k[:, keys], q), windows
 
 
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
@@ -240,11 +256,11 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
             for exact in (False, True):
                 if exact:
                     queries[:, -1] = 0
-                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part).amax(1) for part in of_keys]
+                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part)[0].amax(1) for part in of_keys]
                     largest = torch.stack(chunk).amax(0)
                     queries[:, -1] = -largest
                 for i, part in enumerate(of_keys):
-                    logits = chunks.logits(scratch, queries, keys, pairs, tile, part)
+                    logits, _ = chunks.logits(scratch, queries, keys, pairs, tile, part)
                     if largest is None:
                         largest = logits.amax(1)
                         queries[:, -1] = -largest
@@ -269,28 +285,32 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grad_q = chunks.empty_map(q.shape[-1])
     grad_k, grad_v = (x.new_empty(x.shape, dtype=chunks.dtype) for x in (chunks.k, chunks.v))
     if bias is not None:
-        grad_table, grad_first = torch.zeros_like(bias.padded), torch.zeros_like(bias.first)
+        grad_rows, grad_first = torch.zeros_like(bias.rows), torch.zeros_like(bias.first)
     for pairs in chunks:
         keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
-        of_k, of_v = torch.zeros_like(keys), torch.zeros_like(values)
+        of_k, of_v = (
+            torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (keys, values)
+        )
         for tile in chunks.tiles.each():
             last = -chunks.tile(log_sum, pairs, tile).squeeze(2)
             queries = chunks.queries(chunks.q, pairs, tile, last, scale * LOG2_E)
             grads = chunks.queries(grad, pairs, tile, -chunks.tile(shared, pairs, tile).squeeze(2))
             of_q = torch.zeros_like(queries)
             for part in of_keys:
-                weights = chunks.logits(weight_scratch, queries, keys, pairs, tile, part).exp2_()  # (m n, c, h w)
-                of_v[:, part] += torch.bmm(weights, grads.transpose(1, 2))
+                weights, windows = chunks.logits(weight_scratch, queries, keys, pairs, tile, part)
+                weights.exp2_()  # (m n, c, h w)
+                of_v[:, :, part] += torch.bmm(grads, weights.transpose(1, 2))
                 of_logits = chunks.view(grad_scratch, pairs, part)
                 matrix = torch.bmm(values[:, part], grads, out=of_logits.view_as(weights)).mul_(weights)
-                of_k[:, part] += torch.bmm(matrix, queries.transpose(1, 2))
+                of_k[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
                 of_q.baddbmm_(keys[:, part].transpose(1, 2), matrix)
-                if bias is not None:
-                    bias.backward(of_logits, pairs, tile, part, grad_table, grad_first)
+                if windows is not None:
+                    bias.backward(windows, of_logits, grad_rows, grad_first[pairs, part])
             target = chunks.tile(grad_q, pairs, tile)
             torch.mul(of_q[:, :-1].view(target.shape), scale, out=target)
         for total, part, factor in ((grad_k, of_k, 1 / LOG2_E), (grad_v, of_v, 1)):
-            torch.mul(part[..., :-1].unflatten(0, (chunks.m, -1)).transpose(0, 1), factor, out=total[pairs])
+            part = part[:, :-1].transpose(1, 2).unflatten(0, (chunks.m, -1)).transpose(0, 1)
+            torch.mul(part, factor, out=total[pairs])
     grads = [chunks.from_map(grad_q).to(q.dtype)]
     grads += [x.unflatten(0, (chunks.B, chunks.G)).flatten(1, 2).to(q.dtype) for x in (grad_k, grad_v)]
     if bias is None:
@@ -298,7 +318,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     return [
         *grads,
         bias.to_points(grad_first).view_as(points).to(points.dtype),
-        bias.to_table(grad_table).to(table.dtype),
+        bias.to_table(grad_rows).to(table.dtype),
     ]
 
 
@@ -366,11 +386,16 @@ def why_not(q, bias, dropout, **call) -> str | None:
     return None
 
 
-def pays(q, k, v, points, table, **call) -> bool:
-    """With few keys, the logits are small and the products of the bias are smaller still.
+def pays(q, k, v, points, table, convention, **call) -> bool:
+    """Measured by tools/measure_backends.py: not on small maps, nor where a tile spans many cells of the table.
 
-    One thread, float32, times as fast as the reference: inference 0.6 at 49 keys, 1.1 at 196, 3.0 at 1024, 8.4 at 4000;
-    training 0.3 at 49, 0.5 at 196, 1.1 at 1024.
+    In training, the logits that the reference keeps must be too many for the caches.
     """
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, points, table))
-    return k.shape[2] >= (1024 if trains else 256)
+    (B, M, H, W, _), K = q.shape, k.shape[2]
+    tiles = tile_map(H, W)
+    wy, wx = (0, 0) if table is None else window_of(tiles, (H, W), table.shape[1:], convention)
+    products = wx + wy * wx / tiles.width  # multiply-adds a logit, for the bias
+    queries, logits = H * W, B * M * H * W * K
+    if trains(q, k, v, points, table):
+        return products < 40 and queries >= 512 and logits >= 2 << 20
+    return products < 40 and queries >= 256 and logits >= 1 << 20

@@ -19,6 +19,11 @@ compiling = getattr(torch.compiler, 'is_compiling', _never)
 exporting = getattr(torch.compiler, 'is_exporting', compiling)
 
 
+def trains(*tensors: Tensor | None) -> bool:
+    """Whether what is computed from them is kept for a backward."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def round_up(n: int, multiple: int) -> int:
     return (n + multiple - 1) // multiple * multiple
 

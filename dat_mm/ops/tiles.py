@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
-from .shapes import exporting
+from .shapes import exporting, trains
 
 TILE = 8  # queries along an axis, about
 BUDGET = 4 << 20  # bytes of k and v in halos at a time, where nothing is kept for a backward
@@ -116,7 +116,7 @@ def halos_at_once(k: Tensor, v: Tensor, rows: Axis, columns: Axis, tiles: int) -
 def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
     H, W = q.shape[2:4]
     rows, columns = plan(H, kernel_size), plan(W, kernel_size)
-    keeps = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, table))
+    keeps = trains(q, k, v, table)
     fused = not keeps and not dropout
     bias = position_bias(table, rows, columns, (H, W), kernel_size, q)
     bias = bias.to(q.dtype) if fused else bias

@@ -1,0 +1,221 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Every backend computes what the reference does, gradients included, and keeps its other promises."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, separable
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest, or of 1
+DEFORMABLE = [name for name in backends.DEFORMABLE if name != 'reference']
+NEIGHBORHOOD = [name for name in backends.NEIGHBORHOOD if name != 'reference']
+MAPS = {
+    'trained size': {'H': 6, 'W': 6, 'T': (6, 6), 'K': 9},
+    'trained size, not square': {'B': 3, 'H': 4, 'W': 7, 'T': (4, 7), 'K': 5},
+    'larger, odd': {'H': 9, 'W': 13, 'T': (6, 6), 'K': 12},
+    'smaller': {'B': 3, 'H': 3, 'W': 5, 'T': (6, 7), 'K': 6},
+    'trained size along x': {'H': 9, 'W': 5, 'T': (4, 5), 'K': 4},
+    'one pixel': {'H': 1, 'W': 1, 'T': (3, 2), 'K': 1},
+    'one row': {'H': 1, 'W': 8, 'T': (1, 4), 'K': 3},
+    'one cell': {'H': 3, 'W': 4, 'T': (1, 1), 'K': 4},
+    'groups': {'M': 6, 'G': 3, 'H': 5, 'W': 4, 'T': (5, 5), 'K': 7},
+    'stride 8': {'H': 16, 'W': 24, 'T': (16, 16), 'K': 6},
+    'several tiles': {'H': 27, 'W': 83, 'T': (7, 14), 'K': 10},
+    'far outside': {'H': 7, 'W': 5, 'T': (7, 7), 'K': 8, 'spread': 6.0},
+    'on cells': {'H': 5, 'W': 5, 'T': (5, 5), 'K': 9, 'round': True},
+    'no table': {'H': 5, 'W': 6, 'T': None, 'K': 7},
+}
+
+
+def deformable_case(dtype, H, W, T, K, B=1, M=4, G=2, D=8, spread=1.5, round=False):
+    torch.manual_seed(0)
+    points = (torch.rand(B, G, K, 2, dtype=torch.float64) * 2 - 1) * spread
+    if round:  # where the slope of the interpolation jumps
+        points = (points * 2).round() / 2
+    case = {
+        'q': torch.randn(B, H, W, M, D).permute(0, 3, 1, 2, 4),
+        'k': torch.randn(B, M, K, D),
+        'v': torch.randn(B, M, K, D),
+        'points': points,
+        'table': None if T is None else torch.randn(M, 2 * T[0] - 1, 2 * T[1] - 1),
+    }
+    return convert(case, dtype, keep=('points', 'table'))
+
+
+def neighborhood_case(dtype, H, W, kernel_size, B=1, M=2, D=8, table=True):
+    torch.manual_seed(0)
+    case = {name: torch.randn(B, M, H, W, D) for name in 'qkv'}
+    case['table'] = torch.randn(M, 2 * kernel_size - 1, 2 * kernel_size - 1) if table else None
+    return convert(case, dtype, keep=('table',))
+
+
+def convert(case, dtype, keep=()):
+    """Coordinates and parameters stay in float32 where the rest has half of it."""
+    wide = dtype if dtype == torch.float64 else torch.float32
+    return {n: None if x is None else x.to(wide if n in keep else dtype).requires_grad_() for n, x in case.items()}
+
+
+def outputs(op, case, **options):
+    """With gradients, without, and every gradient."""
+    out = op(**case, **options)
+    with torch.no_grad():
+        results = {'out': out, 'inference': op(**case, **options)}
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    leaves = {n: x for n, x in case.items() if x is not None and not (n == 'points' and case['table'] is None)}
+    return results | dict(zip(leaves, torch.autograd.grad(out, leaves.values(), weights), strict=True))
+
+
+def check_agreement(op, case, dtype, backend, **options):
+    exact = {n: None if x is None else x.detach().double().requires_grad_() for n, x in case.items()}
+    expected = outputs(op, exact, backend='reference', **options)
+    for name, x in outputs(op, case, backend=backend, **options).items():
+        assert name not in case or x.dtype == case[name].dtype
+        error = (x.double() - expected[name]).abs().max() / max(expected[name].abs().max(), 1)
+        assert error < TOLERANCE[dtype], (name, float(error))
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('convention', grid.CONVENTIONS)
+@pytest.mark.parametrize('sizes', MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize('backend', DEFORMABLE)
+def test_deformable_backends_agree(backend, sizes, convention, dtype):
+    check_agreement(deformable_attention, deformable_case(dtype, **sizes), dtype, backend, convention=convention)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('table', [True, False], ids=['table', 'no table'])
+@pytest.mark.parametrize('kernel_size', [3, 7])
+@pytest.mark.parametrize('size', [(7, 7), (8, 15), (9, 30), (24, 17)], ids=str)
+@pytest.mark.parametrize('backend', NEIGHBORHOOD)
+def test_neighborhood_backends_agree(backend, size, kernel_size, table, dtype):
+    case = neighborhood_case(dtype, *size, kernel_size, B=1 + 2 * table, table=table)
+    check_agreement(neighborhood_attention, case, dtype, backend, kernel_size=kernel_size)
+
+
+@pytest.mark.parametrize('budget', [1, 20_000])
+@pytest.mark.parametrize('scale', [0.3, 300.0], ids=['', 'logits of all sizes'])
+def test_chunks_agree(monkeypatch, budget, scale):
+    """Of keys, and of images and groups; and where the largest logit of the first chunk is no bound for the others."""
+    monkeypatch.setitem(separable.BUDGET, 'cpu', budget)
+    case = deformable_case(torch.float64, B=3, H=6, W=45, T=(6, 10), K=11)
+    check_agreement(deformable_attention, case, torch.float64, 'separable', scale=scale)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that any operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
+def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
+    monkeypatch.setitem(separable.BUDGET, 'cpu', 1 << 16)
+    case = [x.detach() for x in deformable_case(torch.float32, B=2, H=24, W=32, T=(8, 8), K=200).values()]
+    with Largest() as largest, torch.no_grad():
+        out, log_sum = separable.forward(*case, 'datpp', 0.3)
+        separable.backward(out, *case, out, log_sum, 'datpp', 0.3)
+    logits = case[0].shape[0] * case[0].shape[1] * 24 * 32 * 200
+    assert largest.elements < logits / 10
+
+
+OPS = [
+    (deformable_attention, deformable_case, {'H': 9, 'W': 6, 'T': (4, 6), 'K': 12}, backends.DEFORMABLE),
+    (neighborhood_attention, neighborhood_case, {'H': 9, 'W': 17, 'kernel_size': 7}, backends.NEIGHBORHOOD),
+]
+CASES = [(*op, name) for *op, names in OPS for name in names]
+each_backend = pytest.mark.parametrize(
+    ('op', 'make', 'sizes', 'backend'), CASES, ids=[f'{op.__name__}-{b}' for op, _, _, b in CASES]
+)
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@each_backend
+def test_training_repeats_to_the_bit(deterministic, op, make, sizes, backend):
+    first, second = (outputs(op, make(torch.float32, **sizes), backend=backend) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@each_backend
+def test_compiles_in_one_graph(op, make, sizes, backend):
+    torch._dynamo.reset()
+    case = make(torch.float32, **sizes)
+    compiled = torch.compile(op, fullgraph=True, backend='aot_eager')
+    expected = outputs(op, case, backend=backend)
+    for name, x in outputs(compiled, case, backend=backend).items():
+        torch.testing.assert_close(x, expected[name])
+
+
+@each_backend
+def test_autocast_keeps_coordinates(op, make, sizes, backend):
+    case = make(torch.float32, **sizes)
+    expected = outputs(op, case, backend='reference')
+    half = {n: x.detach().bfloat16().requires_grad_() if n in 'qkv' else x for n, x in case.items()}
+    with torch.autocast('cpu', torch.bfloat16):
+        results = outputs(op, half, backend=backend)
+    for name, x in results.items():
+        assert (x - expected[name]).abs().max() < 3e-2 * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize(('op', 'make', 'sizes'), [op[:3] for op in OPS], ids=lambda x: getattr(x, '__name__', ''))
+def test_auto_exports(op, make, sizes):
+    class Module(torch.nn.Module):
+        def forward(self, case):
+            return op(**case)
+
+    case = {name: x.detach() for name, x in make(torch.float32, **sizes).items()}
+    exported = torch.export.export(Module(), (case,))
+    torch.testing.assert_close(exported.module()(case), op(**case))
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [({'bias': torch.zeros(())}, 'it takes a table, not a bias'), ({'dropout': 0.5}, 'it has no dropout')],
+)
+def test_a_named_backend_raises_its_reason(options, reason):
+    case = deformable_case(torch.float32, **MAPS['groups'])
+    with pytest.raises(RuntimeError, match=f"backend 'separable': {reason}"):
+        deformable_attention(**case, **options, backend='separable')
+
+
+def chosen(case, **options):
+    """What 'auto' takes."""
+    names = {name: b._replace(run=name) for name, b in backends.DEFORMABLE.items()}
+    call = {'bias': None, 'dropout': 0.0, 'convention': 'datpp', 'scale': 1.0} | case | options
+    return backends.choose(names, 'auto', call)
+
+
+def test_auto_takes_what_can_and_pays():
+    large = deformable_case(torch.float32, H=40, W=40, T=(14, 14), K=1600)
+    assert chosen(large) == 'separable'
+    assert chosen(large, dropout=0.5) != 'separable'
+    assert chosen(large, bias=torch.zeros(())) != 'separable'
+    assert chosen(deformable_case(torch.float32, **MAPS['one pixel'])) == 'reference'
+
+
+def test_dropout_drops():
+    case = deformable_case(torch.float64, **MAPS['groups'])
+    mean = torch.stack([deformable_attention(**case, dropout=0.2) for _ in range(400)]).mean(0)
+    expected = deformable_attention(**case)
+    assert not torch.equal(deformable_attention(**case, dropout=0.2), expected)
+    assert (mean - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+@pytest.mark.parametrize('convention', grid.CONVENTIONS)
+@pytest.mark.parametrize('backend', DEFORMABLE)
+def test_gradients_by_differences(backend, convention):
+    case = deformable_case(torch.float64, H=3, W=4, T=(2, 4), K=3, M=2, G=1, D=2)
+    assert torch.autograd.gradcheck(
+        lambda *a: deformable_attention(*a, convention=convention, backend=backend), tuple(case.values())
+    )
