@@ -55,7 +55,7 @@ def test_quickstart_and_again(tmp_path, capsys):
     main(*arguments)
     shown = capsys.readouterr().out
     assert shown.count('done before') == 6
-    assert (run / 'scratch/train.log').read_text().count('Epoch(train)   [1]') == 1
+    assert (run / 'scratch/train.log').read_text().count('Epoch(val) [1]') == 1
     again = json.loads((run / 'summary.json').read_text())
     assert {name: again[name] for name in FIGURES} == {name: summary[name] for name in FIGURES}
 

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,15 +63,22 @@ class Step:
         partial.write_text(json.dumps(self.state, indent=1))
         os.replace(partial, self.file)
 
+    def tell_done(self, title):
+        say(f'{title}: done before, in {self.state["seconds"]:.0f} s')
+
     def do(self, title, run):
         """The result, of `run(self)` unless it is there."""
         if self.done:
-            say(f'{title}: done before, in {self.state["seconds"]:.0f} s')
+            self.tell_done(title)
         else:
             say(title)
             self.save()
             self.save(run(self))
         return self.state['result']
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def versions() -> dict:
@@ -88,58 +96,95 @@ def _end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: one that is killed leaves no training behind
 
 
-def call(command, log: Path, on_line):
-    """Runs it, every line into the log and to `on_line`."""
-    last = ''
-    with (
-        log.open('a') as file,
-        subprocess.Popen(
+def call(runs, on_line, threads: int):
+    """Runs the commands {name: (command, log)} at once, every line into the log and to `on_line(name, line)`.
+
+    Where one fails, the others are stopped.
+    """
+    lock, last = threading.Lock(), dict.fromkeys(runs, '')
+
+    def follow(name):
+        process = processes[name]
+        with runs[name][1].open('a') as file, process:
+            for line in process.stdout:
+                file.write(line)
+                last[name] = line.strip() or last[name]
+                with lock:
+                    on_line(name, line)
+        if process.returncode:
+            stop()
+
+    def stop():
+        for process in processes.values():
+            process.terminate()
+
+    processes = {
+        name: subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
+            env=os.environ | dict(OMP_NUM_THREADS=str(threads)),
             preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
-        ) as process,
-    ):
-        try:
-            for line in process.stdout:
-                file.write(line)
-                last = line.strip() or last
-                on_line(line)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        raise UserError(f'{last or f"exit status {process.returncode}"} (the log is {log}; run it again to go on)')
+        )
+        for name, (command, _) in runs.items()
+    }
+    readers = [threading.Thread(target=follow, args=(name,)) for name in processes]
+    try:
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    except BaseException:
+        stop()
+        raise
+    # the one that failed by itself first, not those that were stopped for it
+    for name, process in sorted(processes.items(), key=lambda item: item[1].returncode < 0):
+        if process.returncode:
+            text = last[name] or f'exit status {process.returncode}'
+            raise UserError(f'{text} (the log is {runs[name][1]}; run it again to go on)')
 
 
-def train(config, options, root):
-    """A step that trains; its result: the last checkpoint, and the versions it was trained with."""
+def train(title, steps, root):
+    """The trainings of {name: step}, side by side where there are the cores: these small models gain little by two."""
+    for name, step in steps.items():
+        if step.done:
+            step.tell_done(name)
+    steps = {name: step for name, step in steps.items() if not step.done}
+    if cores() < len(steps):
+        for name, step in steps.items():
+            train(f'{title}: {name}', {name: step}, root)
+        return
+    shown = dict.fromkeys(steps, time.monotonic())
 
-    def run(step):
-        shown = time.monotonic()
+    def on_line(name, line):
+        text = None
+        if progress := PROGRESS.search(line):
+            steps[name].save()
+            epoch, at, of, eta, loss = progress.groups()
+            if time.monotonic() - shown[name] > 10 or at == of:
+                shown[name] = time.monotonic()
+                text = f'epoch {epoch}, {at} of {of}, loss {float(loss):.2f}, {eta} left'
+        elif 'Epoch(val)' in line:
+            found = {key: re.search(rf'{key}: (\S+)', line) for key in SHOWN}
+            text = ', '.join(f'held out: {key} {match[1]}' for key, match in found.items() if match)
+        if text:
+            print(f'   {name}: {text}', flush=True)
 
-        def on_line(line):
-            nonlocal shown
-            if progress := PROGRESS.search(line):
-                step.save()
-                epoch, at, of, eta, loss = progress.groups()
-                if time.monotonic() - shown > 10 or at == of:
-                    shown = time.monotonic()
-                    print(f'   epoch {epoch}, {at} of {of}, loss {float(loss):.2f}, {eta} left', flush=True)
-            elif 'Epoch(val)' in line:  # the validations between: what is reported is tested in the end
-                found = {name: re.search(rf'{name}: (\S+)', line) for name in SHOWN}
-                if text := ', '.join(f'{name} {match[1]}' for name, match in found.items() if match):
-                    print(f'   held out: {text}', flush=True)
-
+    runs = {}
+    for name, step in steps.items():
+        step.save()
+        config, options = step.state['asked']['config'], step.state['asked']['options']
         command = (sys.executable, '-W', 'ignore', root / 'tools/train.py', root / f'configs/shapes/{config}.py')
         command += ('--work-dir', step.folder, '--resume', '--seed', 0, '--cfg-options', *options)
-        call(command, step.folder / 'train.log', on_line)
-        return dict(checkpoint=str(latest_checkpoint(step.folder)), versions=versions())
-
-    return run
+        runs[name] = command, step.folder / 'train.log'
+    if runs:
+        say(title)
+        call(runs, on_line, threads=cores() // len(runs))
+    for step in steps.values():
+        step.save(dict(checkpoint=str(latest_checkpoint(step.folder)), versions=versions()))
 
 
 def evaluate(config, checkpoint, options, root):
@@ -190,18 +235,24 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
 
-    def train_and_test(name, title, config, *more):
-        options = config_options(config, data_root, make, epochs, device)
-        step = steps[name] = Step(work_dir / name, config=config, options=[*options, *more])
-        checkpoint = step.do(title, train(config, [*options, *more], root))['checkpoint']
+    options = {config: config_options(config, data_root, make, epochs, device) for config in (CLASSIFIER, DETECTOR)}
+
+    def step_of(name, config, *more):
+        steps[name] = Step(work_dir / name, config=config, options=[*options[config], *more])
+        return steps[name]
+
+    def test(name):
+        config, checkpoint = steps[name].state['asked']['config'], steps[name].state['result']['checkpoint']
         step = steps[f'test_{name}'] = Step(work_dir / name / 'test', checkpoint=checkpoint)
-        step.do('its results on what was held out', evaluate(config, checkpoint, options, root))
+        step.do(f'{name}: results on what was held out', evaluate(config, checkpoint, options[config], root))
         return checkpoint
 
-    weights = train_and_test('classifier', 'datpp-nano learns to classify the crops of objects', CLASSIFIER)
-    start_from = f'model.backbone.init_cfg.checkpoint={weights}'
-    train_and_test('pretrained', 'Mask R-CNN, with that backbone', DETECTOR, start_from)
-    train_and_test('scratch', 'Mask R-CNN, the same from scratch', DETECTOR)
+    train('datpp-nano learns to classify the crops of objects', {'classifier': step_of('classifier', CLASSIFIER)}, root)
+    start_from = f'model.backbone.init_cfg.checkpoint={test("classifier")}'
+    detectors = dict(pretrained=step_of('pretrained', DETECTOR, start_from), scratch=step_of('scratch', DETECTOR))
+    train('Mask R-CNN, with that backbone and from scratch', detectors, root)
+    test('pretrained')
+    test('scratch')
     summary = report(work_dir, data_root, {name: step.state for name, step in steps.items()}, device)
     print(ending(summary, work_dir, data_root, root))
     return summary
@@ -221,12 +272,13 @@ def report(work_dir, data_root, states, device) -> dict:
 
     seconds = {name: state['seconds'] for name, state in states.items()}
     seconds['pictures'] = round(time.monotonic() - start, 1)
+    at_once = min(seconds[name] for name in detectors) if cores() > 1 else 0
     results = {name: states[f'test_{name}']['result'] for name in ('classifier', *detectors)}
     summary = {
         **{ours: results['pretrained'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
         **{f'scratch_{ours}': results['scratch'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
         'crop_accuracy': round(results['classifier'][SHOWN[0]] / 100, 3),
-        'seconds': round(sum(seconds.values()), 1),
+        'seconds': round(sum(seconds.values()) - at_once, 1),
         'seconds_by_step': seconds,
         'device': device_name(device),
         'versions': states['pretrained']['result']['versions'],

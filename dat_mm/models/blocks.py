@@ -7,11 +7,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..arch import Generation, StageSpec
 from ..ops.backends import DEFORMABLE, NEIGHBORHOOD, for_op
+from ..ops.shapes import compiling
 from .deformable import DeformableAttention
 from .layers import MLP, ConvMLP, DropPath, conv_last
 from .local import NeighborhoodAttention, PyramidAttention, WindowAttention
 
 MLP_RATIO = 4
+IN_CACHE = 12 << 20  # bytes
 
 
 def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend, attn_drop, proj_drop) -> nn.Module:
@@ -78,9 +80,18 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        images = self.images_at_once(x)
+        if images < x.shape[0]:
+            return torch.cat([self(part) for part in x.split(images)])
         for block in self.blocks:
             if self.with_cp and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)  # re-entrant ones break under DDP
             else:
                 x = block(x)
         return x
+
+    def images_at_once(self, x: Tensor) -> int:
+        """All; but for inference on a CPU as many as keep the widest map of the MLPs in its caches."""
+        if x.device.type != 'cpu' or torch.is_grad_enabled() or compiling():
+            return x.shape[0]
+        return max(1, IN_CACHE // (MLP_RATIO * x[0].numel() * x.element_size()))
