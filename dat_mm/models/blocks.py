@@ -16,6 +16,13 @@ MLP_RATIO = 4
 IN_CACHE = 12 << 20  # bytes
 
 
+def in_cache(x: Tensor) -> int:
+    """So much along the first axis that the widest map of an MLP stays in the caches; all but in inference on a CPU."""
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or compiling():
+        return x.shape[0]
+    return max(1, IN_CACHE // (MLP_RATIO * x[0].numel() * x.element_size()))
+
+
 def make_attention(kind: str, spec: StageSpec, *, map_size, convention, backend, attn_drop, proj_drop) -> nn.Module:
     common = dict(dim=spec.dim, heads=spec.heads, attn_drop=attn_drop, proj_drop=proj_drop)
     common['backend'] = for_op(backend, NEIGHBORHOOD if kind == 'N' else DEFORMABLE)
@@ -63,9 +70,22 @@ class Block(nn.Module):
         if self.local_perception is not None:
             x = x + conv_last(self.local_perception, x)
         if self.attn is None:
-            return x + self.drop_path(self.mlp(self.norm2(conv_last(self.conv, x))))
+            return x + self.drop_path(self.feed_forward(conv_last(self.conv, x)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.feed_forward(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The norm and the MLP; for inference on a CPU in bands of rows that fit the caches."""
+        height = x.shape[1]
+        rows = in_cache(x.transpose(0, 1))
+        if rows >= height:
+            return self.mlp(self.norm2(x))
+        out, halo = torch.empty_like(x), self.mlp.halo
+        for top in range(0, height, rows):
+            bottom, first = min(top + rows, height), max(top - halo, 0)
+            band = self.mlp(self.norm2(x[:, first : bottom + halo]))
+            out[:, top:bottom] = band[:, top - first : bottom - first]
+        return out
 
 
 class Stage(nn.Module):
@@ -80,7 +100,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        images = self.images_at_once(x)
+        images = in_cache(x)
         if images < x.shape[0]:
             return torch.cat([self(part) for part in x.split(images)])
         for block in self.blocks:
@@ -89,9 +109,3 @@ class Stage(nn.Module):
             else:
                 x = block(x)
         return x
-
-    def images_at_once(self, x: Tensor) -> int:
-        """All; but for inference on a CPU as many as keep the widest map of the MLPs in its caches."""
-        if x.device.type != 'cpu' or torch.is_grad_enabled() or compiling():
-            return x.shape[0]
-        return max(1, IN_CACHE // (MLP_RATIO * x[0].numel() * x.element_size()))

@@ -99,6 +99,8 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
+    halo = 0  # pixels around each that it looks at
+
     def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto', gelu: bool = True):
         super().__init__()
         self.linear1 = Linear(dim, hidden, gelu=gelu, backend=backend)
@@ -111,6 +113,8 @@ class MLP(nn.Module):
 
 class ConvMLP(MLP):
     """An MLP that looks at the neighboring pixels before its activation."""
+
+    halo = 1
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto'):
         super().__init__(dim, hidden, drop, backend, gelu=False)
