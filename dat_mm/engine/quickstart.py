@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import platform
+import queue
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from .checkpoints import latest_checkpoint
@@ -30,6 +32,12 @@ ON_GPU = {
     CLASSIFIER: ['train_dataloader.batch_size=64', 'optim_wrapper.optimizer.lr=1.4e-3'],
     DETECTOR: ['train_dataloader.batch_size=8', 'optim_wrapper.optimizer.lr=7e-4'],
 }
+TITLES = {
+    'classifier': 'datpp-nano learns to classify the crops of objects',
+    'pretrained': 'Mask R-CNN, with that backbone',
+    'scratch': 'Mask R-CNN, the same from scratch',
+}
+LANES = [['classifier', 'pretrained'], ['scratch']]
 PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (\S+).*?\bloss: (\S+)')
 SHOWN = ('accuracy/top1', 'coco/bbox_mAP_50', 'coco/segm_mAP_50')
 FIGURES = dict(box_AP50='bbox_mAP_50', mask_AP50='segm_mAP_50', box_AP='bbox_mAP', mask_AP='segm_mAP')
@@ -77,7 +85,7 @@ class Step:
         return self.state['result']
 
 
-def cores() -> int:
+def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
@@ -96,68 +104,76 @@ def _end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: one that is killed leaves no training behind
 
 
-def call(runs, on_line, threads: int):
+def call(runs, on_line, on_end, threads: int):
     """Runs the commands {name: (command, log)} at once, every line into the log and to `on_line(name, line)`.
 
-    Where one fails, the others are stopped.
+    One that ends well is followed by what `on_end(name)` returns; where one fails, the others are stopped.
     """
-    lock, last = threading.Lock(), dict.fromkeys(runs, '')
+    lock, ended, running = threading.Lock(), queue.Queue(), {}
 
-    def follow(name):
-        process = processes[name]
-        with runs[name][1].open('a') as file, process:
+    def follow(name, log, process):
+        last = ''
+        with log.open('a') as file:
             for line in process.stdout:
                 file.write(line)
-                last[name] = line.strip() or last[name]
+                last = line.strip() or last
                 with lock:
                     on_line(name, line)
-        if process.returncode:
-            stop()
+        ended.put((name, log, process.wait(), last))
 
-    def stop():
-        for process in processes.values():
+    def start(runs):
+        for name, (command, log) in runs.items():
+            running[name] = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                env=os.environ | dict(OMP_NUM_THREADS=str(threads)),
+                preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
+            )
+            threading.Thread(target=follow, args=(name, log, running[name]), daemon=True).start()
+
+    try:
+        start(runs)
+        while running:
+            name, log, status, last = ended.get()
+            running.pop(name).stdout.close()
+            if status:
+                raise UserError(f'{last or f"exit status {status}"} (the log is {log}; run it again to go on)')
+            with lock:
+                more = on_end(name)
+            start(more)
+    finally:
+        for process in running.values():
             process.terminate()
 
-    processes = {
-        name: subprocess.Popen(
-            [str(part) for part in command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            env=os.environ | dict(OMP_NUM_THREADS=str(threads)),
-            preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
-        )
-        for name, (command, _) in runs.items()
-    }
-    readers = [threading.Thread(target=follow, args=(name,)) for name in processes]
-    try:
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-    except BaseException:
-        stop()
-        raise
-    # the one that failed by itself first, not those that were stopped for it
-    for name, process in sorted(processes.items(), key=lambda item: item[1].returncode < 0):
-        if process.returncode:
-            text = last[name] or f'exit status {process.returncode}'
-            raise UserError(f'{text} (the log is {runs[name][1]}; run it again to go on)')
 
+def train(lanes, make_step, root):
+    """Trains what the lanes name, one after the other, the lanes side by side; `make_step(name)` gives the step.
 
-def train(title, steps, root):
-    """The trainings of {name: step}, side by side where there are the cores: these small models gain little by two."""
-    for name, step in steps.items():
-        if step.done:
-            step.tell_done(name)
-    steps = {name: step for name, step in steps.items() if not step.done}
-    if cores() < len(steps):
-        for name, step in steps.items():
-            train(f'{title}: {name}', {name: step}, root)
-        return
-    shown = dict.fromkeys(steps, time.monotonic())
+    A thread for each of them, or its share of the cores: models as small as these gain little from a second one.
+    """
+    cores = usable_cores()
+    lanes = [list(lane) for lane in (lanes if cores >= len(lanes) else [chain(*lanes)])]
+    lane_of = {name: lane for lane in lanes for name in lane}
+    steps, shown = {}, {}
+
+    def next_of(lane):
+        while lane:
+            name = lane.pop(0)
+            step = steps[name] = make_step(name)
+            if not step.done:
+                say(TITLES[name])
+                step.save()
+                shown[name] = time.monotonic()
+                asked = step.state['asked']
+                command = sys.executable, '-W', 'ignore', root / 'tools/train.py'
+                command += root / f'configs/shapes/{asked["config"]}.py', '--work-dir', step.folder, '--resume'
+                return {name: ((*command, '--seed', 0, '--cfg-options', *asked['options']), step.folder / 'train.log')}
+            step.tell_done(TITLES[name])
+        return {}
 
     def on_line(name, line):
         text = None
@@ -173,18 +189,13 @@ def train(title, steps, root):
         if text:
             print(f'   {name}: {text}', flush=True)
 
-    runs = {}
-    for name, step in steps.items():
-        step.save()
-        config, options = step.state['asked']['config'], step.state['asked']['options']
-        command = (sys.executable, '-W', 'ignore', root / 'tools/train.py', root / f'configs/shapes/{config}.py')
-        command += ('--work-dir', step.folder, '--resume', '--seed', 0, '--cfg-options', *options)
-        runs[name] = command, step.folder / 'train.log'
-    if runs:
-        say(title)
-        call(runs, on_line, threads=cores() // len(runs))
-    for step in steps.values():
-        step.save(dict(checkpoint=str(latest_checkpoint(step.folder)), versions=versions()))
+    def on_end(name):
+        checkpoint = str(latest_checkpoint(steps[name].folder))
+        steps[name].save(dict(checkpoint=checkpoint, versions=versions()))
+        return next_of(lane_of[name])
+
+    runs = {name: run for lane in lanes for name, run in next_of(lane).items()}
+    call(runs, on_line, on_end, threads=max(1, cores // len(lanes)))
 
 
 def evaluate(config, checkpoint, options, root):
@@ -237,22 +248,19 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
 
     options = {config: config_options(config, data_root, make, epochs, device) for config in (CLASSIFIER, DETECTOR)}
 
-    def step_of(name, config, *more):
-        steps[name] = Step(work_dir / name, config=config, options=[*options[config], *more])
+    def make_step(name):
+        config = CLASSIFIER if name == 'classifier' else DETECTOR
+        given = list(options[config])
+        if name == 'pretrained':
+            given.append(f'model.backbone.init_cfg.checkpoint={steps["classifier"].state["result"]["checkpoint"]}')
+        steps[name] = Step(work_dir / name, config=config, options=given)
         return steps[name]
 
-    def test(name):
+    train(LANES, make_step, root)
+    for name in TITLES:
         config, checkpoint = steps[name].state['asked']['config'], steps[name].state['result']['checkpoint']
         step = steps[f'test_{name}'] = Step(work_dir / name / 'test', checkpoint=checkpoint)
         step.do(f'{name}: results on what was held out', evaluate(config, checkpoint, options[config], root))
-        return checkpoint
-
-    train('datpp-nano learns to classify the crops of objects', {'classifier': step_of('classifier', CLASSIFIER)}, root)
-    start_from = f'model.backbone.init_cfg.checkpoint={test("classifier")}'
-    detectors = dict(pretrained=step_of('pretrained', DETECTOR, start_from), scratch=step_of('scratch', DETECTOR))
-    train('Mask R-CNN, with that backbone and from scratch', detectors, root)
-    test('pretrained')
-    test('scratch')
     summary = report(work_dir, data_root, {name: step.state for name, step in steps.items()}, device)
     print(ending(summary, work_dir, data_root, root))
     return summary
@@ -272,7 +280,8 @@ def report(work_dir, data_root, states, device) -> dict:
 
     seconds = {name: state['seconds'] for name, state in states.items()}
     seconds['pictures'] = round(time.monotonic() - start, 1)
-    at_once = min(seconds[name] for name in detectors) if cores() > 1 else 0
+    lanes = [sum(seconds[name] for name in lane) for lane in LANES]
+    at_once = min(lanes) if usable_cores() > 1 else 0
     results = {name: states[f'test_{name}']['result'] for name in ('classifier', *detectors)}
     summary = {
         **{ours: results['pretrained'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
