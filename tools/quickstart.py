@@ -10,7 +10,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/quickstart', help='for everything it leaves (%(default)s)')
     parser.add_argument('--data-root', help='of Shapes (default: data/shapes, or shapes in DAT_MM_DATA)')
-    parser.add_argument('--scenes', nargs=2, type=int, metavar=('TRAIN', 'VAL'), help='make so many (1600 250)')
+    parser.add_argument('--scenes', nargs=2, type=int, metavar=('TRAIN', 'VAL'), help='make so many (1400 250)')
     parser.add_argument('--epochs', nargs=2, type=int, metavar=('CLASSIFIER', 'DETECTOR'), help='train so long')
     return parser.parse_args(argv)
 

@@ -112,7 +112,7 @@ def test_a_typo_is_an_error_that_names_it(scope, tmp_path):
 def test_shapes_of_other_numbers_are_not_taken_for_these(tmp_path):
     config = {'type': 'dat_mm.ShapesDetection', 'data_root': str(tmp_path / 'shapes')}
     build('mmdet', **config, make=MAKE)
-    with pytest.raises(FileExistsError, match='num_train=6, num_val=3, size=96, not num_train=1600'):
+    with pytest.raises(FileExistsError, match='num_train=6, num_val=3, size=96, not num_train=1400'):
         build('mmdet', **config)
 
 
