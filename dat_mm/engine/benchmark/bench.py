@@ -118,7 +118,11 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
             else:
                 low, high = quartiles(result.seconds)
                 print(f'{low:.4g} to {high:.4g} s, {result.memory / 2**20:.0f} MB', flush=True)
-    command = shlex.join(['tools/benchmark.py', *sys.argv[1:]])
+    arguments = [*sys.argv[1:]]
+    if '--out' in arguments:  # a path of this machine
+        at = arguments.index('--out')
+        del arguments[at : at + 2]
+    command = shlex.join(['tools/benchmark.py', *arguments])
     name = suite or 'benchmark'
     print(write(Path(out), name, machine, command, chosen, results, (time.time() - start) / 60))
     print(f'{name}.json and {name}.md in {out}')

@@ -77,7 +77,7 @@ class Worker:
 
 
 def run_group(cases, *, rounds: int, at_least: float = 0.2, threads: int | None = None) -> list[Result]:
-    """The first step of each warms up. A measurement takes `at_least` seconds. Without rounds, the first step counts."""
+    """The first step of each warms up, and counts if there are no rounds; a measurement takes `at_least` seconds."""
     workers = [Worker(case, threads) for case in cases]
     try:
         for worker in workers:

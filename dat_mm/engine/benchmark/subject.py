@@ -61,7 +61,8 @@ def build_mmpretrain(case: Case, kind: str, arch: str) -> nn.Module:
     from mmpretrain.utils import register_all_modules
 
     register_all_modules()
-    backbone = MODELS.build(dict(type=kind, arch=arch, out_indices=STAGES))
+    small = dict(pad_small_map=True) if kind.startswith('Swin') else {}
+    backbone = MODELS.build(dict(type=kind, arch=arch, out_indices=STAGES, **small))
     if case.task == 'features':
         return backbone
     with torch.no_grad():
