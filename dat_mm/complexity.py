@@ -80,10 +80,10 @@ def table(parts: list[Part]) -> str:
 class Classifier(nn.Module):
     """A backbone with the head of ImageNet, as the published numbers count it."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int = 1000):
+    def __init__(self, backbone: nn.Module, num_classes: int = 1000, channels: int | None = None):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.arch.stages[-1].dim, num_classes)
+        self.head = nn.Linear(channels or backbone.arch.stages[-1].dim, num_classes)
 
     def forward(self, x):
         return self.head(self.backbone(x)[-1].mean((2, 3)))

@@ -1,0 +1,129 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""From the options of tools/benchmark.py to the files of results."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..errors import UserError
+from .cases import DEVICES, DTYPES, MODES, TASKS, check_one_of, make_groups, read_size
+from .report import as_dict, case_table, draw, judge, quartiles, target_table
+from .run import run_group
+from .suites import SUITES, Group
+
+PACKAGES = ('dat-mm', 'torch', 'timm', 'mmpretrain', 'triton')
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe_machine(device: str, threads: int | None) -> dict:
+    """Processor, memory, versions; no names of hosts or paths."""
+    import torch
+
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    machine = dict(
+        processor=names[0] if names else platform.processor() or platform.machine(),
+        cores=os.cpu_count(),
+        threads=threads or torch.get_num_threads(),
+        memory_gb=round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+        load_before=round(os.getloadavg()[0], 2),
+        system=platform.system(),
+        python=platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    )
+    if device == 'cuda':
+        machine |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
+    return machine
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise UserError('there is no CUDA device here')
+
+
+def choose_groups(suite, groups, options) -> list[Group]:
+    if suite is None:
+        made = make_groups(**options)
+        return [Group(f'{i + 1} of {len(made)}', tuple(cases), 5) for i, cases in enumerate(made)]
+    chosen = SUITES[suite]()
+    if groups:
+        check_one_of('group', groups, [group.name for group in chosen])
+        chosen = [group for group in chosen if group.name in groups]
+    return chosen
+
+
+def write(out: Path, name: str, machine: dict, command: str, groups, results, minutes: float) -> str:
+    """NAME.json, NAME.md and, with more than one size, NAME-growth.png; returns the table of targets."""
+    judged = []
+    for group, of_group in zip(groups, results, strict=True):
+        found = {result.case: result for result in of_group}
+        judged += [judge(target, found) for target in group.targets]
+    out.mkdir(parents=True, exist_ok=True)
+    of_groups = [
+        dict(name=group.name, results=[as_dict(result) for result in of_group])
+        for group, of_group in zip(groups, results, strict=True)
+    ]
+    data = dict(machine=machine, command=command, minutes=round(minutes, 1), targets=judged, groups=of_groups)
+    (out / f'{name}.json').write_text(json.dumps(data, indent=1) + '\n')
+    facts = ', '.join(f'{key} {value}' for key, value in machine.items() if value is not None)
+    text = [f'# Benchmark: {name}', f'`{command}`, {minutes:.1f} minutes. {facts}.']
+    if judged:
+        text += ['## Targets', target_table(judged)]
+    for group, of_group in zip(groups, results, strict=True):
+        text += [f'## {group.name}', case_table(of_group)]
+    if draw([r for of_group in results for r in of_group], out / f'{name}-growth.png'):
+        text.append(f'![Time and memory over the image]({name}-growth.png)')
+    (out / f'{name}.md').write_text('\n\n'.join(text) + '\n')
+    return target_table(judged) if judged else ''
+
+
+def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options) -> bool:
+    """Runs, prints and writes; whether all cases ran."""
+    for name in ('sizes', 'batches', 'repeats', 'threads'):
+        values = options.get(name, dict(repeats=repeats, threads=threads).get(name))
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and value < 1:
+                raise UserError(f'--{name} {value} is not positive')
+    device = {'cpu': 'cpu', 'gpu': 'cuda'}.get(suite, device)
+    check_one_of('device', [device], DEVICES)
+    check_one_of('dtype', options['dtypes'], DTYPES)
+    check_one_of('mode', options['modes'], MODES)
+    check_one_of('task', [options['task']], TASKS)
+    options['sizes'] = [read_size(size) for size in options['sizes']]
+    chosen = choose_groups(suite, groups, options | dict(device=device))
+    check_device(device)
+    machine, start, results = describe_machine(device, threads), time.time(), []
+    for group in chosen:
+        print(f'{time.time() - start:5.0f} s  {group.name}: {len(group.cases)} cases', flush=True)
+        rounds = 0 if quick else repeats or group.rounds
+        results.append(run_group(group.cases, rounds=rounds, threads=threads))
+        for result in results[-1]:
+            print(f'         {result.case.name} {result.case.size}: ', end='')
+            if result.error or not result.seconds:
+                print(f'failed: {result.error}', flush=True)
+            else:
+                low, high = quartiles(result.seconds)
+                print(f'{low:.4g} to {high:.4g} s, {result.memory / 2**20:.0f} MB', flush=True)
+    arguments = [*sys.argv[1:]]
+    if '--out' in arguments:  # a path of this machine
+        at = arguments.index('--out')
+        del arguments[at : at + 2]
+    command = shlex.join(['tools/benchmark.py', *arguments])
+    name = suite or 'benchmark'
+    print(write(Path(out), name, machine, command, chosen, results, (time.time() - start) / 60))
+    print(f'{name}.json and {name}.md in {out}')
+    return all(result.seconds and not result.error for of_group in results for result in of_group)

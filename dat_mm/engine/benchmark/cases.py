@@ -1,0 +1,75 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What is measured: one model in one situation."""
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+
+from ...arch import ARCHS
+from ..errors import UserError
+
+MODES = ('inference', 'backward', 'training')  # backward: forward and backward; training: with a step of AdamW too
+DTYPES = ('float32', 'bfloat16', 'float16', 'amp')  # of the weights; amp: float32 under autocast to bfloat16
+TASKS = ('features', 'classify')  # features: the maps of all stages; classify: 1000 logits
+DEVICES = ('cpu', 'cuda')
+OP = 'deformable-attention'  # the op alone, its size that of the map: dat-tiny's stage 3
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str  # a name of ARCHS, timm/NAME, mmpretrain/TYPE/ARCH or OP
+    size: tuple[int, int] = (224, 224)
+    batch: int = 1
+    dtype: str = 'float32'
+    mode: str = 'inference'
+    backend: str | None = 'auto'  # None: the model has none
+    task: str = 'features'
+    device: str = 'cpu'
+
+    @property
+    def name(self) -> str:
+        return self.model if self.backend in (None, 'auto') else f'{self.model} ({self.backend})'
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.size[0] * self.size[1]
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """224 or 800x1280, height first."""
+    match = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
+    if not match:
+        raise UserError(f'size {text!r} is not like 224 or 800x1280')
+    return int(match[1]), int(match[2] or match[1])
+
+
+def check_one_of(what: str, values, known) -> None:
+    for value in values:
+        if value not in known:
+            raise UserError(f'{what} {value!r} is not known: there are {", ".join(known)}')
+
+
+def check_peer(peer: str) -> None:
+    package, _, name = peer.partition('/')
+    if package not in ('timm', 'mmpretrain') or not name or (package == 'mmpretrain') != ('/' in name):
+        raise UserError(f'peer {peer!r} is not like timm/convnext_base or mmpretrain/SwinTransformer/tiny')
+    if not find_spec(package):
+        raise UserError(f'peer {peer!r}: {package} is not installed')
+
+
+def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device) -> list[list[Case]]:
+    """All combinations; those that differ in nothing but the model are a group, to be timed side by side."""
+    from ...ops.backends import DEFORMABLE, NEIGHBORHOOD
+
+    check_one_of('arch', archs, (*ARCHS, OP))
+    check_one_of('backend', backends, tuple(dict.fromkeys(('auto', *DEFORMABLE, *NEIGHBORHOOD))))
+    for peer in peers:
+        check_peer(peer)
+    models = [*product(archs, backends), *((peer, None) for peer in peers)]
+    if not models:
+        raise UserError('there is nothing to measure: give --archs or --peers')
+    return [
+        [Case(model, size, batch, dtype, mode, backend, task, device) for model, backend in models]
+        for size, batch, dtype, mode in product(sizes, batches, dtypes, modes)
+    ]

@@ -1,0 +1,147 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Medians, ratios and growth of results; the table of targets, the table of cases and the curves."""
+
+import math
+import statistics
+from dataclasses import asdict
+from typing import NamedTuple
+
+from .run import Result
+
+MB, GB = 2**20, 1e9
+
+
+def ratio(a: Result, b: Result) -> float:
+    """Of the seconds, the median over the rounds: what else the machine does slows both of a round."""
+    return statistics.median(x / y for x, y in zip(a.seconds, b.seconds, strict=True))
+
+
+def exponent(xs, ys) -> float:
+    """p of the power law y = c x^p that fits best: 1 where y is linear in x, or less, with a constant beside it."""
+    return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
+
+
+def _seconds(result):
+    return statistics.median(result.seconds)
+
+
+class Measure(NamedTuple):
+    compute: object
+    at_least: bool = False
+
+
+MEASURES = {
+    'speed': Measure(lambda ours, other: ratio(other, ours), at_least=True),
+    'time': Measure(ratio),
+    'memory': Measure(lambda ours, other: ours.memory / other.memory),
+    'peak': Measure(lambda ours: ours.peak / GB),
+    'time over logits': Measure(lambda *grown: exponent([r.logits for r in grown], [_seconds(r) for r in grown])),
+    'memory over logits': Measure(lambda *grown: exponent([r.logits for r in grown], [r.memory for r in grown])),
+    'memory over pixels': Measure(lambda *grown: exponent([r.case.pixels for r in grown], [r.memory for r in grown])),
+}
+
+
+def judge(target, results: dict) -> dict:
+    """What was measured of a target, and whether it is met; nothing if a case of it failed."""
+    found = [results.get(case) for case in target.cases]
+    compute, at_least = MEASURES[target.measure]
+    value = met = None
+    if all(r and r.seconds and not r.error for r in found):
+        value = compute(*found)
+        met = value >= target.bound if at_least else value <= target.bound
+    return dict(
+        title=target.title, measure=target.measure, at_least=at_least, bound=target.bound, measured=value, met=met
+    )
+
+
+def _row(*cells) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def target_table(judged: list[dict]) -> str:
+    lines = [_row('target', 'at', 'measured', ''), '|---|---:|---:|---|']
+    for row in judged:
+        bound = f'{"≥" if row["at_least"] else "≤"} {row["bound"]:.3g}'
+        measured = '-' if row['measured'] is None else f'{row["measured"]:.3g}'
+        word = {True: 'met', False: '**missed**', None: 'not measured'}[row['met']]
+        lines.append(_row(row['title'], bound, measured, word))
+    return '\n'.join(lines)
+
+
+def quartiles(values) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
+    return low, high
+
+
+def _time(seconds: float) -> str:
+    return f'{seconds:.3g} s' if seconds >= 1 else f'{seconds * 1e3:.3g} ms'
+
+
+def case_table(results: list[Result]) -> str:
+    """A group: medians, quartiles, and how each stands to the first of its situation."""
+    head = ('model', 'size', 'batch', 'dtype', 'mode', 'time of a step', 'quartiles', 'images/s')
+    lines = [_row(*head, 'time', 'memory', 'peak'), f'|---|---{"|---:" * 9}|']
+    firsts = {}
+    for result in results:
+        case = result.case
+        cells = [f'`{case.name}`', '{}x{}'.format(*case.size), str(case.batch), case.dtype, case.mode]
+        if result.error or not result.seconds:
+            lines.append(_row(*cells, f'failed: {result.error or "no round"}'.replace('|', '/'), *5 * ['']))
+            continue
+        first = firsts.setdefault((case.size, case.batch, case.dtype, case.mode, case.task), result)
+        low, high = (_time(seconds) for seconds in quartiles(result.seconds))
+        seconds = _seconds(result)
+        factor = f'{ratio(result, first):.2f}x' if len(result.seconds) == len(first.seconds) else '-'
+        memory = f'{result.memory / MB:.0f} MB', f'{result.peak / MB:.0f} MB'
+        lines.append(_row(*cells, _time(seconds), f'{low} to {high}', f'{case.batch / seconds:.3g}', factor, *memory))
+    return '\n'.join(lines)
+
+
+def as_dict(result: Result) -> dict:
+    return asdict(result) | dict(median=_seconds(result) if result.seconds else None)
+
+
+def curves(results: list[Result]) -> dict[str, list[Result]]:
+    """Results by model and situation, those of at least two sizes, smallest first."""
+    lines = {}
+    for result in results:
+        if result.seconds and not result.error:
+            case = result.case
+            shared = dict.fromkeys((case.dtype, case.mode, case.batch))
+            lines.setdefault((case.name, *shared), []).append(result)
+    return {
+        ' '.join([name, dtype, mode, f'batch {batch}']): sorted(line, key=lambda r: r.case.pixels)
+        for (name, dtype, mode, batch), line in lines.items()
+        if len({r.case.size for r in line}) > 1
+    }
+
+
+def draw(results: list[Result], path) -> bool:
+    """Time and memory over the image, both axes logarithmic; False if there is only one size."""
+    from matplotlib.figure import Figure
+
+    lines = curves(results)
+    if not lines:
+        return False
+    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    panels = (
+        ('time of a step, s', _seconds),
+        ('peak memory above the weights, MB', lambda result: result.memory / MB),
+    )
+    for axis, (title, value) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name, line in lines.items():
+            sides = [math.sqrt(math.prod(r.case.size)) for r in line]
+            axis.loglog(sides, [value(r) for r in line], marker='.', lw=1, label=name)
+            axis.set_xticks(sides, [f'{side:.0f}' for side in sides], minor=False)
+        corner, low = min(sides), min(value(line[0]) for line in lines.values())
+        ends = [corner, max(sides)]
+        axis.loglog(ends, [low * (x / corner) ** 2 for x in ends], ':', c='grey', lw=1, label='linear in pixels')
+        axis.minorticks_off()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel('side of the image, pixels')
+        axis.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8)
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,114 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The benchmark: what it computes from times, on made-up ones, and that its cases run. Nothing asks how fast."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dat_mm.engine.benchmark import report
+from dat_mm.engine.benchmark.cases import OP, Case
+from dat_mm.engine.benchmark.run import Result
+from dat_mm.engine.benchmark.subject import Subject
+from dat_mm.engine.benchmark.suites import SUITES, Target
+
+spec = importlib.util.spec_from_file_location('tool_benchmark', Path(__file__).parents[2] / 'tools' / 'benchmark.py')
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+OURS, OTHER = Case('dat-nano'), Case('dat-nano', backend='reference')
+
+
+def made_up(case, seconds, memory=2**20, logits=0, error=None):
+    return Result(case, seconds, peak=2 * memory, memory=memory, logits=logits, error=error)
+
+
+def test_ratios_are_of_the_same_round():
+    """A machine that is ten times slower in one round changes nothing."""
+    ours, other = made_up(OURS, [1, 10, 1]), made_up(OTHER, [4, 40, 4.2])
+    assert report.ratio(other, ours) == 4
+
+
+@pytest.mark.parametrize(
+    ('measure', 'bound', 'measured', 'met'),
+    [('speed', 4, 4, True), ('speed', 5, 4, False), ('time', 0.3, 0.25, True), ('memory', 0.2, 0.25, False)],
+)
+def test_targets(measure, bound, measured, met):
+    results = {OURS: made_up(OURS, [1, 1]), OTHER: made_up(OTHER, [4, 4], memory=2**22)}
+    judged = report.judge(Target('title', measure, bound, (OURS, OTHER)), results)
+    assert (judged['measured'], judged['met']) == (measured, met)
+    assert ('**missed**' in report.target_table([judged])) != met
+
+
+def test_what_failed_is_not_measured():
+    results = {OURS: made_up(OURS, [1]), OTHER: made_up(OTHER, [], error='RuntimeError: a | b')}
+    judged = report.judge(Target('title', 'speed', 1, (OURS, OTHER)), results)
+    assert judged['measured'] is None and 'not measured' in report.target_table([judged])
+    assert 'failed: RuntimeError: a / b' in report.case_table(list(results.values()))
+
+
+def test_growth(tmp_path):
+    results = [made_up(replace(OURS, size=(n, n)), [n**3 / 1e6], memory=n * n, logits=n**4) for n in (64, 128, 256)]
+    cases = tuple(result.case for result in results)
+    for measure, expected in (('time over logits', 0.75), ('memory over logits', 0.5), ('memory over pixels', 1)):
+        judged = report.judge(Target('', measure, 1.1, cases), {r.case: r for r in results})
+        assert judged['measured'] == pytest.approx(expected)
+    assert report.draw(results, tmp_path / 'growth.png') and (tmp_path / 'growth.png').stat().st_size
+    assert not report.draw(results[:1], tmp_path / 'none.png')
+
+
+@pytest.mark.parametrize('suite', SUITES)
+def test_targets_are_of_cases_that_run(suite):
+    for group in SUITES[suite]():
+        assert len(set(group.cases)) == len(group.cases)
+        for target in group.targets:
+            assert target.measure in report.MEASURES and set(target.cases) <= set(group.cases)
+
+
+@pytest.mark.parametrize('mode', ['inference', 'backward', 'training'])
+@pytest.mark.parametrize(
+    'case',
+    [
+        Case('dat-nano', (64, 96), dtype='amp'),
+        Case('datpp-nano', (64, 64), batch=2, dtype='bfloat16', task='classify', backend='reference'),
+        Case(OP, (3, 4), dtype='bfloat16'),
+    ],
+    ids=lambda case: case.model,
+)
+def test_every_kind_of_case_runs(case, mode):
+    answer = Subject(replace(case, mode=mode)).time(2)
+    assert answer['seconds'] > 0 and answer['peak'] >= answer['memory'] >= 0 and answer['logits'] > 0
+
+
+def test_logits_by_hand():
+    """dat-nano at 64: 8 heads at 4x4 and 12 at 2x2, a key for each query."""
+    assert Subject(Case('dat-nano', (64, 64), batch=2)).logits == 2 * (8 * 16**2 + 12 * 4**2)
+
+
+def test_tool(tmp_path):
+    tool.main(['--archs', 'dat-nano', '--sizes', '32', '64x32', '--quick', '--threads', '1', '--out', str(tmp_path)])
+    data = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert [len(group['results']) for group in data['groups']] == [1, 1]
+    assert data['groups'][0]['results'][0]['median'] > 0 and data['machine']['torch']
+    assert '`dat-nano`' in (tmp_path / 'benchmark.md').read_text()
+    assert (tmp_path / 'benchmark-growth.png').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'nothing to measure'),
+        (['--archs', 'dat-tinny'], "arch 'dat-tinny' is not known"),
+        (['--archs', 'dat-nano', '--sizes', '3x'], "size '3x'"),
+        (['--archs', 'dat-nano', '--batches', '0'], '--batches 0 is not positive'),
+        (['--archs', 'dat-nano', '--backends', 'fast'], "backend 'fast' is not known"),
+        (['--peers', 'swin'], "peer 'swin'"),
+        (['--suite', 'cpu', '--groups', 'none'], "group 'none' is not known"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(arguments)
+    assert message in caught.value.code and '\n' not in caught.value.code
