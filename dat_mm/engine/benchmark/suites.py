@@ -94,8 +94,10 @@ def cpu_suite() -> list[Group]:
         targets = [Target(f'dat-tiny, {what}', 'speed', bound, (ours, swin))]
         if bound_pp:
             targets.append(Target(f'datpp-tiny, {what}', 'speed', bound_pp, (ours_pp, swin)))
-        cases = ours, ours_pp, published(ours), swin, peer(ours, MM_SWIN)
-        groups.append(Group(f'{mode}-224-{dtype}', cases, 9, tuple(targets)))
+        cases = [ours, ours_pp, published(ours), swin]
+        if dtype == 'float32':  # with weights in bfloat16, mmpretrain's does not run
+            cases.append(peer(ours, MM_SWIN))
+        groups.append(Group(f'{mode}-224-{dtype}', tuple(cases), 9, tuple(targets)))
     groups.append(
         Group('2048', (huge,), 1, (Target('dat-tiny, 2048x2048, inference: peak memory, GB', 'peak', 6, (huge,)),))
     )
