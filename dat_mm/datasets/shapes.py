@@ -17,7 +17,7 @@ CROP_SIZE = 96
 MIN_CROP_SHOWN = 0.5  # a crop is taken of objects of which at least half is seen
 
 
-def ensure_shapes(root='data/shapes', *, num_train=1400, num_val=250, size=160, difficulty=0.1, seed=0, workers=None):
+def ensure_shapes(root='data/shapes', *, num_train=1400, num_val=250, size=160, difficulty=0.05, seed=0, workers=None):
     """Make the data set at `root` unless it is there; one made with other arguments is an error.
 
     `size` is the longer side of a scene; `workers` changes the time it takes, not the bytes.
@@ -105,7 +105,7 @@ def main(argv=None):
     parser.add_argument('--num-train', type=int, default=1400)
     parser.add_argument('--num-val', type=int, default=250)
     parser.add_argument('--size', type=int, default=160, help='longer side of a scene in pixels')
-    parser.add_argument('--difficulty', type=float, default=0.1, help='0 (easy) to 1 (hard)')
+    parser.add_argument('--difficulty', type=float, default=0.05, help='0 (easy) to 1 (hard)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, help='threads; the bytes are the same for any number')
     options = vars(parser.parse_args(argv))
