@@ -28,7 +28,7 @@ def learn(task, folder, frozen=False, weights=None):
 
     config, metric, _, (length, of) = TASKS[task]
     options = [f'data_root={folder}/shapes', f'train_cfg.{of}={length}', f'train_cfg.val_interval={length}']
-    options += [f'param_scheduler.1.{key}={length}' for key in ('end', 'T_max')]
+    options += [f'param_scheduler.{key}' for key in (f'1.end={length}', f'1.T_max={length}', '0.end=20')]
     for phase in ('train', 'val', 'test'):
         options += [f'{phase}_dataloader.dataset.make.{key}={value}' for key, value in DATA.items()]
         options += [f'{phase}_dataloader.num_workers=0', f'{phase}_dataloader.persistent_workers=False']
@@ -59,8 +59,8 @@ def test_a_classifier_learns(classifier):
 
 
 @pytest.mark.slow
-def test_a_segmentor_learns(folder):
-    assert learn('segmentation', folder)[0] > TASKS['segmentation'][2]
+def test_a_segmentor_learns_from_the_backbone_of_the_classifier(folder, classifier):
+    assert learn('segmentation', folder, weights=classifier[1])[0] > TASKS['segmentation'][2]
 
 
 @pytest.mark.slow

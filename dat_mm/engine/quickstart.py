@@ -142,16 +142,16 @@ def call(runs, on_line, on_end, threads: int):
             running.pop(name).stdout.close()
             if status:
                 raise UserError(f'{last or f"exit status {status}"} (the log is {log}; run it again to go on)')
-            with lock:
-                more = on_end(name)
-            start(more)
+            start(on_end(name))
     finally:
         for process in running.values():
             process.terminate()
 
 
-def train(lanes, make_step, root):
+def train(lanes, make_step, test, root):
     """Trains what the lanes name, one after the other, the lanes side by side; `make_step(name)` gives the step.
+
+    `test(name)` is called after each, while the other lanes go on.
 
     A thread for each of them, or its share of the cores: models as small as these gain little from a second one.
     """
@@ -173,6 +173,7 @@ def train(lanes, make_step, root):
                 command += root / f'configs/shapes/{asked["config"]}.py', '--work-dir', step.folder, '--resume'
                 return {name: ((*command, '--seed', 0, '--cfg-options', *asked['options']), step.folder / 'train.log')}
             step.tell_done(TITLES[name])
+            test(name)
         return {}
 
     def on_line(name, line):
@@ -192,6 +193,7 @@ def train(lanes, make_step, root):
     def on_end(name):
         checkpoint = str(latest_checkpoint(steps[name].folder))
         steps[name].save(dict(checkpoint=checkpoint, versions=versions()))
+        test(name)
         return next_of(lane_of[name])
 
     runs = {name: run for lane in lanes for name, run in next_of(lane).items()}
@@ -231,10 +233,12 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
     `root` holds configs/ and tools/. `scenes` and `epochs`, pairs of (train, val) and (classifier, detector), are for
     trying it out: without them everything is as shipped.
     """
+    import torch
     from mmengine.device import get_device
 
     from ..datasets import ensure_shapes
 
+    torch.set_num_threads(max(1, usable_cores() // len(LANES)))  # it tests while the other lane trains
     root, work_dir = Path(root), Path(work_dir)
     data_root = Path(data_root or Path(os.environ.get('DAT_MM_DATA', 'data')) / 'shapes')
     device = get_device()
@@ -256,11 +260,12 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
         steps[name] = Step(work_dir / name, config=config, options=given)
         return steps[name]
 
-    train(LANES, make_step, root)
-    for name in TITLES:
+    def test(name):
         config, checkpoint = steps[name].state['asked']['config'], steps[name].state['result']['checkpoint']
         step = steps[f'test_{name}'] = Step(work_dir / name / 'test', checkpoint=checkpoint)
         step.do(f'{name}: results on what was held out', evaluate(config, checkpoint, options[config], root))
+
+    train(LANES, make_step, test, root)
     summary = report(work_dir, data_root, {name: step.state for name, step in steps.items()}, device)
     print(ending(summary, work_dir, data_root, root))
     return summary
@@ -280,7 +285,7 @@ def report(work_dir, data_root, states, device) -> dict:
 
     seconds = {name: state['seconds'] for name, state in states.items()}
     seconds['pictures'] = round(time.monotonic() - start, 1)
-    lanes = [sum(seconds[name] for name in lane) for lane in LANES]
+    lanes = [sum(seconds[name] + seconds[f'test_{name}'] for name in lane) for lane in LANES]
     at_once = min(lanes) if usable_cores() > 1 else 0
     results = {name: states[f'test_{name}']['result'] for name in ('classifier', *detectors)}
     summary = {
@@ -301,7 +306,7 @@ def device_name(device) -> str:
 
     if device == 'cuda':
         return torch.cuda.get_device_name()
-    return f'{device}, {torch.get_num_threads()} threads' if device == 'cpu' else device
+    return f'{device}, {usable_cores()} cores' if device == 'cpu' else device
 
 
 def ending(summary, work_dir, data_root, root) -> str:

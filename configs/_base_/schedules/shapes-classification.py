@@ -13,12 +13,12 @@ param_scheduler = [
         eta_min_ratio=0.01,
         by_epoch=True,
         begin=0,
-        end=10,
-        T_max=10,
+        end=9,
+        T_max=9,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(enable=False, base_batch_size=32)
