@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions, version
 from itertools import chain
 from pathlib import Path
 
@@ -90,13 +90,10 @@ def usable_cores() -> int:
 
 
 def versions() -> dict:
-    found = {'python': platform.python_version()}
-    for name in PACKAGES:
-        for distribution in (name, f'onedl-{name}'):
-            try:
-                found[name] = version(distribution)
-            except PackageNotFoundError:
-                continue
+    found, distributions = {'python': platform.python_version()}, packages_distributions()
+    for name in PACKAGES:  # the forks' distributions have other names than their packages
+        for distribution in distributions.get(name, ())[:1]:
+            found[name] = version(distribution)
     return found
 
 
