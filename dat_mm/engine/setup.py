@@ -99,6 +99,14 @@ def set_launcher(cfg, launcher: str, local_rank: int = 0) -> None:
         dist.init_process_group('gloo')
 
 
+def leave_launcher(launcher: str) -> None:
+    """Ends the group of processes: its threads abort a process that exits with them."""
+    import torch.distributed as dist
+
+    if launcher != 'none' and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def set_loader_defaults(cfg) -> None:
     """What mmpretrain's own tools put into every data loader."""
     if cfg.get('default_scope') != 'mmpretrain':

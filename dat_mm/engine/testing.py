@@ -11,7 +11,15 @@ from mmengine.model import is_model_wrapper
 from .checkpoints import check_fit, open_checkpoint
 from .errors import UserError
 from .files import check_data
-from .setup import fix_workers, import_toolbox, load_config, set_launcher, set_loader_defaults, set_work_dir
+from .setup import (
+    fix_workers,
+    import_toolbox,
+    leave_launcher,
+    load_config,
+    set_launcher,
+    set_loader_defaults,
+    set_work_dir,
+)
 
 TTA_MODELS = {
     'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
@@ -108,6 +116,7 @@ def test(
     metrics = runner.test()
     if out is not None and not predictions and runner.rank == 0:
         dump({key: float(value) for key, value in metrics.items()}, str(out), indent=1)
+    leave_launcher(launcher)
     return metrics
 
 

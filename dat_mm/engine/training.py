@@ -7,7 +7,15 @@ from .checkpoints import read_meta
 from .errors import UserError
 from .files import check_data, check_weights
 from .precision import cast_focal_losses, set_precision
-from .setup import fix_workers, import_toolbox, load_config, set_launcher, set_loader_defaults, set_work_dir
+from .setup import (
+    fix_workers,
+    import_toolbox,
+    leave_launcher,
+    load_config,
+    set_launcher,
+    set_loader_defaults,
+    set_work_dir,
+)
 
 
 def add_tensorboard(cfg) -> None:
@@ -90,4 +98,6 @@ def train(config, **options):
     if cfg.optim_wrapper.get('dtype') == 'bfloat16':
         cast_focal_losses(runner.model)
     _tell_start(cfg)
-    return runner.train()
+    model = runner.train()
+    leave_launcher(cfg.launcher)
+    return model

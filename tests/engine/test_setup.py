@@ -2,6 +2,7 @@
 """Everything a user can get wrong is told in one line, before a model is built."""
 
 import json
+import socket
 
 import pytest
 import torch
@@ -197,3 +198,15 @@ def test_no_batch_is_told(tiny_config, tmp_path):
     options = ['train_dataloader.batch_size=64', 'train_dataloader.drop_last=True']
     with pytest.raises(UserError, match='6 samples for each batch of 64 on 1 processes'):
         train(tiny_config('mmpretrain'), work_dir=tmp_path / 'work', cfg_options=options)
+
+
+@on_cpu
+@pytest.mark.skipif(not torch.distributed.is_available(), reason='this PyTorch has no torch.distributed')
+def test_the_group_of_processes_ends_with_the_training(tiny_config, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    for key, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
+        monkeypatch.setenv(key, str(value))
+    train(tiny_config('mmpretrain'), work_dir=tmp_path, launcher='pytorch')
+    assert not torch.distributed.is_initialized()
