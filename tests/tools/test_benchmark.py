@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dat_mm.engine.benchmark import report
+from dat_mm.engine.benchmark import report, run
 from dat_mm.engine.benchmark.cases import OP, Case
 from dat_mm.engine.benchmark.run import Result
 from dat_mm.engine.benchmark.subject import Subject
@@ -47,6 +47,18 @@ def test_what_failed_is_not_measured():
     judged = report.judge(Target('title', 'speed', 1, (OURS, OTHER)), results)
     assert judged['measured'] is None and 'not measured' in report.target_table([judged])
     assert 'failed: RuntimeError: a / b' in report.case_table(list(results.values()))
+
+
+def test_launches_are_put_together(monkeypatch):
+    launched = [
+        [Result(Case('dat-nano'), [1.0, 2.0], peak=5, memory=3, logits=7)],
+        [Result(Case('dat-nano'), [3.0, 4.0], peak=4, memory=2, logits=7)],
+        [Result(Case('dat-nano'), [5.0], error='gone')],
+    ]
+    monkeypatch.setattr(run, 'launch', lambda cases, rounds, threads: launched.pop(0))
+    (result,) = run.run_group([Case('dat-nano')], rounds=2, launches=2)
+    assert result == Result(Case('dat-nano'), [1.0, 2.0, 3.0, 4.0], peak=5, memory=3, logits=7)
+    assert run.run_group([Case('dat-nano')], rounds=2)[0].error == 'gone'
 
 
 def test_growth(tmp_path):

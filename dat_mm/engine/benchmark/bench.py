@@ -110,7 +110,8 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
     for group in chosen:
         print(f'{time.time() - start:5.0f} s  {group.name}: {len(group.cases)} cases', flush=True)
         rounds = 0 if quick else repeats or group.rounds
-        results.append(run_group(group.cases, rounds=rounds, threads=threads))
+        launches = 1 if quick else group.launches
+        results.append(run_group(group.cases, rounds=rounds, launches=launches, threads=threads))
         for result in results[-1]:
             print(f'         {result.case.name} {result.case.size}: ', end='')
             if result.error or not result.seconds:

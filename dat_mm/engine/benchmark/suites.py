@@ -24,8 +24,9 @@ class Target:
 class Group:
     name: str
     cases: tuple[Case, ...]
-    rounds: int
+    rounds: int  # of each launch
     targets: tuple[Target, ...] = ()
+    launches: int = 1
 
 
 def published(case: Case) -> Case:
@@ -59,7 +60,7 @@ def cpu_suite() -> list[Group]:
         Group(
             'detection',
             (tiny, tiny_pp, published(tiny), peer(tiny, SWIN), peer(tiny, MM_SWIN)),
-            5,
+            2,
             (
                 Target('dat-tiny, 800x1280, inference: speed over published', 'speed', 4, (tiny, published(tiny))),
                 Target(
@@ -68,17 +69,19 @@ def cpu_suite() -> list[Group]:
                 Target("dat-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.4, (tiny, peer(tiny, SWIN))),
                 Target("datpp-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.6, (tiny_pp, peer(tiny, SWIN))),
             ),
+            launches=3,
         ),
         Group(
             'training-512',
             (step, published(step)),
-            7,
+            3,
             (
                 Target('dat-tiny, 512x512, training step: speed over published', 'speed', 2, (step, published(step))),
                 Target(
                     'dat-tiny, 512x512, training step: memory over published', 'memory', 0.5, (step, published(step))
                 ),
             ),
+            launches=3,
         ),
     ]
     rates = (
@@ -97,7 +100,7 @@ def cpu_suite() -> list[Group]:
         cases = [ours, ours_pp, published(ours), swin]
         if dtype == 'float32':  # with weights in bfloat16, mmpretrain's does not run
             cases.append(peer(ours, MM_SWIN))
-        groups.append(Group(f'{mode}-224-{dtype}', tuple(cases), 9, tuple(targets)))
+        groups.append(Group(f'{mode}-224-{dtype}', tuple(cases), 3, tuple(targets), launches=4))
     groups.append(
         Group('2048', (huge,), 1, (Target('dat-tiny, 2048x2048, inference: peak memory, GB', 'peak', 6, (huge,)),))
     )
