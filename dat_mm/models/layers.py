@@ -121,8 +121,9 @@ class ConvMLP(MLP):
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.linear1(x))
-        return self.drop(self.linear2(F.gelu(x + conv_last(self.conv, x))))
+        x = self.drop(self.linear1(x)).permute(0, 3, 1, 2)
+        x = self.conv(x).add_(x)  # in place, for such maps are the largest there are
+        return self.drop(self.linear2(F.gelu(x).permute(0, 2, 3, 1)))
 
 
 class PatchConv(nn.Module):
@@ -147,6 +148,8 @@ class OverlappingConv(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Images come channels first: as they are, the convolution answers so, and the norm copies that.
+        x = x.contiguous() if x.device.type == 'cpu' else x
         return self.norm(conv_last(self.conv, x))
 
 
