@@ -13,7 +13,9 @@ def parse_args(argv=None):
     parser.add_argument('--suite', choices=('cpu', 'gpu'), help='all targets for that device')
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='of a suite, these only')
     parser.add_argument('--out', default='work_dirs/benchmark', metavar='DIR')
-    parser.add_argument('--repeats', type=int, metavar='N', help='rounds (default: 5, or what the suite says)')
+    parser.add_argument(
+        '--repeats', type=int, metavar='N', help='rounds of each launch (default: 5, or what the suite says)'
+    )
     parser.add_argument('--quick', action='store_true', help='the first step of each case only: does it run?')
     parser.add_argument('--threads', type=int, metavar='N', help='on the CPU (default: what torch takes)')
     choice = parser.add_argument_group('without --suite')

@@ -162,7 +162,10 @@ class DAT(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'the input has shape {tuple(x.shape)}, not (B, {self.in_channels}, H, W)')
-        x = self.stem(x.permute(0, 2, 3, 1))  # (B, H, W, C) from here
+        x = x.permute(0, 2, 3, 1)  # (B, H, W, C) from here
+        if x.device.type == 'cpu':  # or the stem's convolution answers channels first, and its norm copies that
+            x = x.contiguous()
+        x = self.stem(x)
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)

@@ -148,8 +148,6 @@ class OverlappingConv(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Images come channels first: as they are, the convolution answers so, and the norm copies that.
-        x = x.contiguous() if x.device.type == 'cpu' else x
         return self.norm(conv_last(self.conv, x))
 
 
