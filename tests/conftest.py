@@ -5,12 +5,17 @@ Configs that train in seconds (tests/data/tiny) and their data.
 """
 
 import json
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # products on a GPU repeat to the bit
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # before triton is imported: its kernels run in Python
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 TINY = Path(__file__).parent / 'data' / 'tiny'

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Imports point one way, and no toolbox is imported at module level."""
+"""Imports point one way; no toolbox is imported at module level, and triton with the kernels alone."""
 
 import ast
 from pathlib import Path
@@ -68,7 +68,8 @@ def test_no_toolbox_at_module_level(path):
         assert not tops & TOOLBOXES
     if part_of(path) in TORCH_ONLY:
         assert not {name.split('.')[0] for name in imports(path, everywhere=True)} & (TOOLBOXES | {'mmengine'})
-    assert 'triton' not in tops
+    assert 'triton' not in tops or path.name.endswith('_kernels.py')
+    assert not any(name.endswith('_kernels') for name in imports(path)), 'kernels are imported when they run'
 
 
 def test_the_rule_sees_imports():

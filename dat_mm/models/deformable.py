@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..arch import POSITION_BIASES
 from ..ops import grid
-from ..ops.backends import check_backend
+from ..ops.backends import SAMPLING, check_backend, for_op
 from ..ops.shapes import packed, pad_last
 from .layers import Linear, conv_last
 
@@ -148,7 +148,7 @@ class DeformableAttention(nn.Module):
             map_size = keys.shape[1:3]
         else:
             points = self.points_of(q)
-            keys = ops.sample_features(x, points)
+            keys = ops.sample_features(x, points, backend=for_op(self.backend, SAMPLING))
             map_size = points.shape[2:4]
             points = packed(points).flatten(2, 3)
         k, v = (

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The two attentions as functions of tensors. They need torch and nothing else.
+"""The two attentions and the sampling, as functions of tensors. They need torch and nothing else.
 
 B batch, G groups, M heads, D head width, H x W the map, K keys.
 """
@@ -7,7 +7,6 @@ B batch, G groups, M heads, D head width, H x W the map, K keys.
 from torch import Tensor
 
 from . import backends, grid
-from .shapes import packed
 
 __all__ = ['deformable_attention', 'neighborhood_attention', 'sample_features']
 
@@ -107,9 +106,22 @@ def neighborhood_attention(
     return backends.choose(backends.NEIGHBORHOOD, backend, tensors | call)(**tensors, **call)
 
 
-def sample_features(x: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of x (B, H, W, C) at points (B, G, Hk, Wk, 2), C/G channels a group: (B, Hk, Wk, C)."""
-    G = points.shape[1]
-    grouped = x.unflatten(-1, (G, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B G, C/G, H, W)
-    sampled = grid.sample(grouped, points.flatten(0, 1))
-    return packed(sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2)).flatten(3)
+def sample_features(x: Tensor, points: Tensor, *, backend: str = 'auto') -> Tensor:
+    """Bilinear samples of x (B, H, W, C) at points (B, G, Hk, Wk, 2), C/G channels a group: (B, Hk, Wk, C).
+
+    Points are (y, x); -1 and 1 are the centres of the outermost pixels, and beyond is zero.
+    """
+    _check(((x.ndim == 4, f'x has shape {tuple(x.shape)}, not (B, H, W, C)'),))
+    _check(
+        (
+            (
+                points.ndim == 5 and points.shape[0] == x.shape[0] and points.shape[-1] == 2,
+                f'points have shape {tuple(points.shape)}, not (B, G, Hk, Wk, 2) with B={x.shape[0]}',
+            ),
+            (
+                x.shape[-1] % points.shape[1] == 0,
+                f'channels={x.shape[-1]} is not a multiple of groups={points.shape[1]}',
+            ),
+        )
+    )
+    return backends.choose(backends.SAMPLING, backend, dict(x=x, points=points))(x, points)

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import dense, reference, separable, tiles
+from .fused import deformable as fused_deformable
+from .fused import neighborhood as fused_neighborhood
+from .fused import sampling as fused_sampling
 
 
 def _nothing_against(**call) -> None:
@@ -26,13 +29,19 @@ class Backend(NamedTuple):
 
 
 DEFORMABLE = {
+    'triton': Backend(fused_deformable.deformable_attention, fused_deformable.why_not, fused_deformable.pays),
     'separable': Backend(separable.deformable_attention, separable.why_not, separable.pays),
     'dense': Backend(dense.deformable_attention, dense.why_not, dense.pays),
     'reference': Backend(reference.deformable_attention),
 }
 NEIGHBORHOOD = {
+    'triton': Backend(fused_neighborhood.neighborhood_attention, fused_neighborhood.why_not, fused_neighborhood.pays),
     'tiles': Backend(tiles.neighborhood_attention, tiles.why_not),
     'reference': Backend(reference.neighborhood_attention),
+}
+SAMPLING = {
+    'triton': Backend(fused_sampling.sample_features, fused_sampling.why_not, fused_sampling.pays),
+    'reference': Backend(reference.sample_features),
 }
 
 

@@ -53,14 +53,20 @@ def table_steps(size, table_size, convention: str) -> list[float]:
     return [(n - 1) / 4 * query_axis(queries, convention)[1] for n, queries in zip(table_size, size, strict=True)]
 
 
-def table_coordinates(points: Tensor, size, table_size, convention: str) -> Tensor:
-    """In which cell of a table (2T_h-1, 2T_w-1) the first query of a map is, for points (..., 2).
+def table_origins(size, table_size, convention: str) -> list[tuple[float, float]]:
+    """Along y and x, in which cell of a table (2T_h-1, 2T_w-1) the first query of a map is for a point at 0; and how
+    that cell moves with the point.
 
     As grid_sample has it at half the displacement of the query from the point.
     """
-    first = points.new_tensor([query_axis(n, convention)[0] for n in size])
-    cells = points.new_tensor([(n - 1) / 2 for n in table_size])
-    return ((first - points) / 2 + 1) * cells
+    cells = [(n - 1) / 4 for n in table_size]
+    return [((query_axis(n, convention)[0] + 2) * c, -c) for n, c in zip(size, cells, strict=True)]
+
+
+def table_coordinates(points: Tensor, size, table_size, convention: str) -> Tensor:
+    """In which cell of a table the first query of a map is, for points (..., 2)."""
+    origins, slopes = (points.new_tensor(x) for x in zip(*table_origins(size, table_size, convention), strict=True))
+    return origins + slopes * points
 
 
 def _grid(height, width, convention, keys, dtype, device):

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Both ops in plain PyTorch: the mathematics, and what every other backend is held against.
+"""The ops in plain PyTorch: the mathematics, and what every other backend is held against.
 
 B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys.
 """
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
+from .shapes import packed
 
 
 def attend(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -36,6 +37,13 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
     if bias is not None:
         logits = logits + bias
     return attend(logits, v, dropout).unflatten(2, (H, W))
+
+
+def sample_features(x: Tensor, points: Tensor) -> Tensor:
+    G = points.shape[1]
+    grouped = x.unflatten(-1, (G, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B G, C/G, H, W)
+    sampled = grid.sample(grouped, points.flatten(0, 1))
+    return packed(sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2)).flatten(3)
 
 
 def neighbors(n: int, kernel_size: int, device=None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import grid
+from . import grid, library
 from .shapes import exporting, trains
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
@@ -322,23 +322,6 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     ]
 
 
-# As ops of their own, of which a compiler needs to know the shapes only.
-LIBRARY = torch.library.Library('dat_mm', 'FRAGMENT')
-INPUTS = 'Tensor q, Tensor k, Tensor v, Tensor points, Tensor? table'
-LIBRARY.define(f'separable({INPUTS}, str convention, float scale) -> (Tensor, Tensor)')
-LIBRARY.define(
-    f'separable_backward(Tensor grad, {INPUTS}, Tensor out, Tensor log_sum, str convention, float scale) -> Tensor[]'
-)
-
-
-def _op(run):
-    def op(q, *args):
-        with torch.no_grad(), grid.full_precision(q):
-            return run(q, *args)
-
-    return op
-
-
 def _fake_forward(q, k, v, points, table, convention, scale):
     B, M, H, W, _ = q.shape
     dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
@@ -346,44 +329,17 @@ def _fake_forward(q, k, v, points, table, convention, scale):
     return out, q.new_empty(B, H, W, M, dtype=dtype).permute(0, 3, 1, 2)
 
 
-def _fake_backward(grad, q, k, v, points, table, *_):
-    B, M, H, W, D = q.shape
-    others = (k, v) if table is None else (k, v, points, table)
-    return [q.new_empty(B, H, W, M, D).permute(0, 3, 1, 2, 4), *(x.new_empty(x.shape) for x in others)]
-
-
-LIBRARY.impl('separable', _op(forward), 'CompositeExplicitAutograd')
-LIBRARY.impl('separable_backward', _op(backward), 'CompositeExplicitAutograd')
-LIBRARY.impl('separable', _fake_forward, 'Meta')
-LIBRARY.impl('separable_backward', _fake_backward, 'Meta')
-
-
-class Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, points, table, convention, scale):
-        out, log_sum = torch.ops.dat_mm.separable(q, k, v, points, table, convention, scale)
-        ctx.save_for_backward(q, k, v, points, table, out, log_sum)
-        ctx.how = convention, scale
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        grads = torch.ops.dat_mm.separable_backward(grad, *ctx.saved_tensors, *ctx.how)
-        return *grads, *[None] * (7 - len(grads))
+_attend = library.register_deformable('separable', forward, backward, _fake_forward)
 
 
 def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
-    return Attention.apply(q, k, v, points, table, convention, scale)
+    return _attend(q, k, v, points, table, convention, scale)
 
 
 def why_not(q, bias, dropout, **call) -> str | None:
-    if bias is not None:
-        return 'it takes a table, not a bias for each query and key'
-    if dropout:
-        return 'it has no dropout'
-    if exporting():
-        return 'an exported graph is of plain operators'
-    return None
+    if reason := library.why_not_table(bias, dropout):
+        return reason
+    return 'an exported graph is of plain operators' if exporting() else None
 
 
 def pays(q, k, v, points, table, convention, **call) -> bool:

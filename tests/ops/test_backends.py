@@ -3,14 +3,22 @@
 
 import pytest
 import torch
+from op_cases import at, deformable_case, dtypes_of, neighborhood_case, outputs, sampling_case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, separable
+from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, sample_features, separable
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest, or of 1
-DEFORMABLE = [name for name in backends.DEFORMABLE if name != 'reference']
-NEIGHBORHOOD = [name for name in backends.NEIGHBORHOOD if name != 'reference']
+# Of the largest, or of 1.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def each(named: dict):
+    """Every backend but the reference, in every dtype it has."""
+    cases = [(name, dtype) for name in named if name != 'reference' for dtype in dtypes_of(name)]
+    return pytest.mark.parametrize(('backend', 'dtype'), cases, ids=lambda x: str(x).removeprefix('torch.'))
+
+
 MAPS = {
     'trained size': {'H': 6, 'W': 6, 'T': (6, 6), 'K': 9},
     'trained size, not square': {'B': 3, 'H': 4, 'W': 7, 'T': (4, 7), 'K': 5},
@@ -23,51 +31,15 @@ MAPS = {
     'groups': {'M': 6, 'G': 3, 'H': 5, 'W': 4, 'T': (5, 5), 'K': 7},
     'stride 8': {'H': 16, 'W': 24, 'T': (16, 16), 'K': 6},
     'several tiles': {'H': 27, 'W': 83, 'T': (7, 14), 'K': 10},
+    'many keys': {'B': 2, 'H': 5, 'W': 9, 'T': (20, 40), 'K': 37, 'D': 20},
     'far outside': {'H': 7, 'W': 5, 'T': (7, 7), 'K': 8, 'spread': 6.0},
     'on cells': {'H': 5, 'W': 5, 'T': (5, 5), 'K': 9, 'round': True},
     'no table': {'H': 5, 'W': 6, 'T': None, 'K': 7},
 }
 
 
-def deformable_case(dtype, H, W, T, K, B=1, M=4, G=2, D=8, spread=1.5, round=False):
-    torch.manual_seed(0)
-    points = (torch.rand(B, G, K, 2, dtype=torch.float64) * 2 - 1) * spread
-    if round:  # where the slope of the interpolation jumps
-        points = (points * 2).round() / 2
-    case = {
-        'q': torch.randn(B, H, W, M, D).permute(0, 3, 1, 2, 4),
-        'k': torch.randn(B, M, K, D),
-        'v': torch.randn(B, M, K, D),
-        'points': points,
-        'table': None if T is None else torch.randn(M, 2 * T[0] - 1, 2 * T[1] - 1),
-    }
-    return convert(case, dtype, keep=('points', 'table'))
-
-
-def neighborhood_case(dtype, H, W, kernel_size, B=1, M=2, D=8, table=True):
-    torch.manual_seed(0)
-    case = {name: torch.randn(B, M, H, W, D) for name in 'qkv'}
-    case['table'] = torch.randn(M, 2 * kernel_size - 1, 2 * kernel_size - 1) if table else None
-    return convert(case, dtype, keep=('table',))
-
-
-def convert(case, dtype, keep=()):
-    """Coordinates and parameters stay in float32 where the rest has half of it."""
-    wide = dtype if dtype == torch.float64 else torch.float32
-    return {n: None if x is None else x.to(wide if n in keep else dtype).requires_grad_() for n, x in case.items()}
-
-
-def outputs(op, case, **options):
-    """With gradients, without, and every gradient."""
-    out = op(**case, **options)
-    with torch.no_grad():
-        results = {'out': out, 'inference': op(**case, **options)}
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    leaves = {n: x for n, x in case.items() if x is not None and not (n == 'points' and case['table'] is None)}
-    return results | dict(zip(leaves, torch.autograd.grad(out, leaves.values(), weights), strict=True))
-
-
 def check_agreement(op, case, dtype, backend, **options):
+    case = at(backend, case)
     exact = {n: None if x is None else x.detach().double().requires_grad_() for n, x in case.items()}
     expected = outputs(op, exact, backend='reference', **options)
     for name, x in outputs(op, case, backend=backend, **options).items():
@@ -76,22 +48,34 @@ def check_agreement(op, case, dtype, backend, **options):
         assert error < TOLERANCE[dtype], (name, float(error))
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@each(backends.DEFORMABLE)
 @pytest.mark.parametrize('convention', grid.CONVENTIONS)
 @pytest.mark.parametrize('sizes', MAPS.values(), ids=MAPS)
-@pytest.mark.parametrize('backend', DEFORMABLE)
 def test_deformable_backends_agree(backend, sizes, convention, dtype):
     check_agreement(deformable_attention, deformable_case(dtype, **sizes), dtype, backend, convention=convention)
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@each(backends.NEIGHBORHOOD)
 @pytest.mark.parametrize('table', [True, False], ids=['table', 'no table'])
 @pytest.mark.parametrize('kernel_size', [3, 7])
 @pytest.mark.parametrize('size', [(7, 7), (8, 15), (9, 30), (24, 17)], ids=str)
-@pytest.mark.parametrize('backend', NEIGHBORHOOD)
 def test_neighborhood_backends_agree(backend, size, kernel_size, table, dtype):
-    case = neighborhood_case(dtype, *size, kernel_size, B=1 + 2 * table, table=table)
+    case = neighborhood_case(dtype, *size, kernel_size, B=1 + table, table=table)
     check_agreement(neighborhood_attention, case, dtype, backend, kernel_size=kernel_size)
+
+
+SAMPLES = {
+    'one pixel': {'H': 1, 'W': 1, 'Hk': 2, 'Wk': 1},
+    'odd': {'H': 7, 'W': 10, 'Hk': 3, 'Wk': 5},
+    'one group': {'H': 5, 'W': 16, 'Hk': 6, 'Wk': 6, 'G': 1, 'C': 70},
+    'far outside': {'H': 4, 'W': 4, 'Hk': 4, 'Wk': 4, 'spread': 8.0},
+}
+
+
+@each(backends.SAMPLING)
+@pytest.mark.parametrize('sizes', SAMPLES.values(), ids=SAMPLES)
+def test_sampling_backends_agree(backend, dtype, sizes):
+    check_agreement(sample_features, sampling_case(dtype, **sizes), dtype, backend)
 
 
 @pytest.mark.parametrize('budget', [1, 20_000])
@@ -143,14 +127,14 @@ def deterministic():
 
 @each_backend
 def test_training_repeats_to_the_bit(deterministic, op, make, sizes, backend):
-    first, second = (outputs(op, make(torch.float32, **sizes), backend=backend) for _ in range(2))
+    first, second = (outputs(op, at(backend, make(torch.float32, **sizes)), backend=backend) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @each_backend
 def test_compiles_in_one_graph(op, make, sizes, backend):
     torch._dynamo.reset()
-    case = make(torch.float32, **sizes)
+    case = at(backend, make(torch.float32, **sizes))
     compiled = torch.compile(op, fullgraph=True, backend='aot_eager')
     expected = outputs(op, case, backend=backend)
     for name, x in outputs(compiled, case, backend=backend).items():
@@ -159,10 +143,11 @@ def test_compiles_in_one_graph(op, make, sizes, backend):
 
 @each_backend
 def test_autocast_keeps_coordinates(op, make, sizes, backend):
-    case = make(torch.float32, **sizes)
+    case = at(backend, make(torch.float32, **sizes))
     expected = outputs(op, case, backend='reference')
-    half = {n: x.detach().bfloat16().requires_grad_() if n in 'qkv' else x for n, x in case.items()}
-    with torch.autocast('cpu', torch.bfloat16):
+    dtype = dtypes_of(backend)[-1]
+    half = {n: x.detach().to(dtype).requires_grad_() if n in 'qkv' else x for n, x in case.items()}
+    with torch.autocast(case['q'].device.type, dtype):
         results = outputs(op, half, backend=backend)
     for name, x in results.items():
         assert (x - expected[name]).abs().max() < 3e-2 * expected[name].abs().max(), name
@@ -177,6 +162,20 @@ def test_auto_exports(op, make, sizes):
     case = {name: x.detach() for name, x in make(torch.float32, **sizes).items()}
     exported = torch.export.export(Module(), (case,))
     torch.testing.assert_close(exported.module()(case), op(**case))
+
+
+@pytest.mark.parametrize(('op', 'make', 'sizes'), [op[:3] for op in OPS], ids=lambda x: getattr(x, '__name__', ''))
+def test_kernels_export_as_operators(op, make, sizes):
+    """As operators of this package, where they are asked for."""
+
+    class Module(torch.nn.Module):
+        def forward(self, case):
+            return op(**case, backend='triton')
+
+    case = {name: x.detach() for name, x in at('triton', make(torch.float32, **sizes)).items()}
+    exported = torch.export.export(Module(), (case,))
+    assert 'dat_mm.triton' in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(case), op(**case, backend='triton'))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_dropout_drops():
 
 
 @pytest.mark.parametrize('convention', grid.CONVENTIONS)
-@pytest.mark.parametrize('backend', DEFORMABLE)
+@pytest.mark.parametrize('backend', [name for name in backends.DEFORMABLE if torch.float64 in dtypes_of(name)])
 def test_gradients_by_differences(backend, convention):
     case = deformable_case(torch.float64, H=3, W=4, T=(2, 4), K=3, M=2, G=1, D=2)
     assert torch.autograd.gradcheck(

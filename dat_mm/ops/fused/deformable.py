@@ -1,0 +1,234 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Deformable attention by the kernels of deformable_kernels.py: launches, workspaces, gradients.
+
+The backward goes through the map a band of rows at a time. Of a band, one kernel makes the gradients of k, v and
+points, and writes those of the logits to a workspace, from which a product makes the gradient of q and another kernel
+that of the table. Each number is added up by one program, in one order: no atomics, and the same bits every time.
+
+B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import grid, library
+from ..shapes import exporting, round_up
+from . import interprets, power_of_2, precision, rows, why_not_heads
+
+WORKSPACE = 64 << 20  # logits of a band
+PROGRAMS = 512  # enough for a large GPU
+LARGEST = 60000.0  # of a table in float16
+LOG2_E = math.log2(math.e)
+
+
+class Blocks(NamedTuple):
+    """How a kernel is cut into programs."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By width of the heads, at most, and bytes of a number: forward, backward.
+BLOCKS = {
+    (32, 2): (Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1)),
+    (64, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
+    (128, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
+    (32, 4): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
+    (64, 4): (Blocks(64, 32, 4, 1), Blocks(32, 32, 8, 1)),
+    (128, 4): (Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+}
+
+
+def blocks_of(q: Tensor) -> tuple[Blocks, Blocks]:
+    if interprets():  # few keys, for small maps to have several blocks
+        return Blocks(64, 16, 4, 1), Blocks(64, 16, 4, 1)
+    return next(blocks for (width, size), blocks in BLOCKS.items() if q.shape[-1] <= width and q.itemsize == size)
+
+
+class Call:
+    """What the kernels are given of a call, forward and backward alike."""
+
+    def __init__(self, q, k, v, points, table, convention: str, scale: float):
+        self.B, self.M, self.H, self.W, self.D = q.shape
+        self.K, self.G = k.shape[2], points.shape[1]
+        self.q, self.k, self.v = rows(q.flatten(2, 3)), rows(k), rows(v)
+        self.points = points.float().contiguous()
+        self.half = q.dtype != torch.float32
+        self.convention, self.scale = convention, scale
+        self.cells = (0, 0) if table is None else tuple(table.shape[1:])
+        places = [(0.0, 0.0)] * 2 if table is None else grid.table_origins((self.H, self.W), self.cells, convention)
+        self.origins, self.slopes = zip(*places, strict=True)
+        self.steps = (0.0, 0.0) if table is None else grid.table_steps((self.H, self.W), self.cells, convention)
+        self.unit = table is not None and all(abs(step - 1) < 1e-9 for step in self.steps)
+        self.table = self.places = self.distances = self.points  # without a table, they are not read
+        if table is not None:
+            self.table = pack(table, self.half)
+            self.places, self.distances = self.place_keys(), self.place_queries()
+        self.options = dict(
+            D=self.D,
+            BLOCK_D=power_of_2(self.D),
+            TABLE=table is not None,
+            HALF=self.half,
+            UNIT=self.unit,
+            PRECISION=precision(),
+        )
+
+    @property
+    def queries(self):
+        return self.H * self.W
+
+    def place_keys(self) -> Tensor:
+        from . import deformable_kernels as kernels
+
+        keys = self.points.numel() // 2
+        places = torch.empty(keys, dtype=torch.int64, device=self.points.device)
+        kernels.place_keys[(-(-keys // 256),)](
+            *(self.points, places.view(torch.int32), keys, *self.cells, *self.origins, *self.slopes), BLOCK=256
+        )
+        return places
+
+    def place_queries(self) -> Tensor:
+        from . import deformable_kernels as kernels
+
+        distances = torch.empty(self.queries, dtype=torch.int64, device=self.points.device)
+        kernels.place_queries[(-(-self.queries // 256),)](
+            *(distances.view(torch.int32), self.queries, self.W, *self.steps), UNIT=self.unit, BLOCK=256
+        )
+        return distances
+
+    def blocks(self, blocks: Blocks) -> dict:
+        return self.options | dict(
+            BLOCK_Q=blocks.queries, BLOCK_K=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages
+        )
+
+
+def pack(table: Tensor, half: bool) -> Tensor:
+    """Each cell with its neighbours, for powers of 2: int64 (M, 2T_h+2, 2T_w+1), in a ring of zeros.
+
+    In a word are a cell and the next one, in float32; or these and the two below, in float16.
+    """
+    table = F.pad(table.float() * LOG2_E, (1, 2, 1, 3))
+    if half:
+        table = table.clamp(-LARGEST, LARGEST).half()
+    beside = table[..., :-1], table[..., 1:]
+    corners = [x[:, :-1] for x in beside] + [x[:, 1:] for x in beside] * half
+    return torch.stack(corners, -1).view(torch.int64).squeeze(-1)
+
+
+def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
+    """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
+    from . import deformable_kernels as kernels
+
+    call = Call(q, k, v, points, table, convention, scale)
+    out, log_sum = _fake_forward(q, k, v, points, table, convention, scale)
+    blocks, _ = blocks_of(q)
+    flat = out.flatten(2, 3)
+    kernels.forward[(call.B * call.M * -(-call.queries // blocks.queries),)](
+        *(call.q, call.k, call.v, call.places, call.distances, call.table, flat, log_sum),
+        *(n for x in (call.q, call.k, call.v, flat) for n in x.stride()[:3]),
+        *(call.M, call.M // call.G, call.queries, call.K, *call.cells, scale * LOG2_E),
+        **call.blocks(blocks),
+    )
+    return out, log_sum
+
+
+def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
+    """Gradients to q, k, v, points and table, of those there are."""
+    from . import deformable_kernels as kernels
+
+    call = Call(q, k, v, points, table, convention, scale)
+    B, M, K, D, Q = call.B, call.M, call.K, call.D, call.queries
+    grad = rows(grad.to(q.dtype).flatten(2, 3))
+    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1)  # what all logits of a query lose
+    _, blocks = blocks_of(q)
+    band = max(1, min(call.H, WORKSPACE // (B * M * K * call.W)))
+    band = -(-call.H // -(-call.H // band))
+    programs = B * M * -(-K // blocks.keys)
+    splits = max(1, min(-(-PROGRAMS // programs), band * call.W // (4 * blocks.queries)))
+    pitch = round_up(band * call.W, 16)
+    workspace = q.new_empty(B * M, K, pitch)
+    of_k, of_v, of_points = (q.new_zeros(splits, B * M, K, n, dtype=torch.float32) for n in (D, D, 2))
+    of_q = q.new_empty(B, call.H, call.W, M, D).permute(0, 3, 1, 2, 4)
+    keys = call.k.reshape(B * M, K, D)
+    of_table = TableGradient(call, workspace) if table is not None else None
+    for top in range(0, call.H, band):
+        bottom = min(top + band, call.H)
+        first, last = top * call.W, bottom * call.W
+        kernels.backward[(programs * splits,)](
+            *(call.q, call.k, call.v, call.places, call.distances, call.table, grad, log_sum, shared),
+            *(workspace, of_k, of_v, of_points),
+            *(n for x in (call.q, call.k, call.v, grad) for n in x.stride()[:3]),
+            *(pitch, B * M, M, M // call.G, Q, K, *call.cells, first, last, splits, scale * LOG2_E),
+            **call.blocks(blocks),
+        )
+        part = torch.bmm(workspace[..., : last - first].transpose(1, 2), keys)
+        torch.mul(part.view(B, M, bottom - top, call.W, D), scale, out=of_q[:, :, top:bottom])
+        if of_table is not None:
+            of_table.add(top, bottom)
+    grads = [of_q, *(x.sum(0).mul_(n).view(k.shape).to(q.dtype) for x, n in ((of_k, scale), (of_v, 1.0)))]
+    if table is None:
+        return grads
+    slopes = of_points.new_tensor(call.slopes) / LOG2_E
+    of_points = (of_points.sum(0).view(B, call.G, -1, K, 2).sum(2) * slopes).to(points.dtype)
+    return [*grads, of_points, of_table.sum().to(table.dtype)]
+
+
+class TableGradient:
+    """Of bands of gradients of logits in a workspace (B M, K, pitch)."""
+
+    def __init__(self, call: Call, workspace: Tensor):
+        self.call, self.workspace = call, workspace
+        self.tile = [next(n for n in (16, 32, 64) if n >= cells or n == 64) for cells in call.cells]
+        tiles = math.prod(-(-cells // n) for cells, n in zip(call.cells, self.tile, strict=True))
+        self.programs = len(workspace) * tiles
+        self.splits = max(1, min(-(-2 * PROGRAMS // self.programs), call.K // 8))
+        self.total = workspace.new_zeros(self.splits, len(workspace), *call.cells, dtype=torch.float32)
+
+    def add(self, top: int, bottom: int) -> None:
+        """Of rows top to bottom of the map."""
+        from . import deformable_kernels as kernels
+
+        call = self.call
+        kernels.table_gradient[(self.programs * self.splits,)](
+            *(self.workspace, call.points, self.total, self.workspace.stride(1), len(self.workspace)),
+            *(call.M // call.G, call.W, call.K, *call.cells, top, bottom, self.splits),
+            *(*call.origins, *call.slopes, *call.steps),
+            BLOCK_Y=self.tile[0],
+            BLOCK_X=self.tile[1],
+            BLOCK_H=16,
+            BLOCK_W=32,
+            PRECISION='tf32' if call.half else precision(),
+            num_warps=4,
+            num_stages=1,
+        )
+
+    def sum(self) -> Tensor:
+        return self.total.unflatten(1, (self.call.B, self.call.M)).sum((0, 1))
+
+
+def _fake_forward(q, k, v, points, table, convention, scale):
+    B, M, H, W, D = q.shape
+    out = q.new_empty(B, H, W, M, D).permute(0, 3, 1, 2, 4)
+    return out, q.new_empty(B, M, H, W, dtype=torch.float32)
+
+
+_attend = library.register_deformable('triton_deformable', forward, backward, _fake_forward)
+
+
+def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
+    return _attend(q, k, v, points, table, convention, scale)
+
+
+def why_not(q, k, v, bias, dropout, **call) -> str | None:
+    return library.why_not_table(bias, dropout) or why_not_heads(q, k, v)
+
+
+def pays(q, **call) -> bool:
+    """Not where Triton is interpreted; and an exported graph is of plain operators, unless this is asked for."""
+    return q.is_cuda and not exporting()

@@ -1,0 +1,383 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Kernels of deformable attention. One program has a block of queries or of keys, of one image and head.
+
+The bias is never in memory: each logit reads the four cells of the table around its place, packed so that two words (of
+float32) or one (of float16) bring them, and blends them. Lanes run along the queries, which are neighbours in the table
+for every key. Beyond the table is a ring of two cells of zeros, to which all places further out are moved.
+
+pair: image and head; n queries, in rows of `width`; y, x: where they are in the table, in cells.
+"""
+
+import triton
+import triton.language as tl
+
+ONE = tl.constexpr(4194304.0)
+BITS = tl.constexpr(22)  # after the point, of places in the table: finer than float32 from cell 2 on
+SIZES = [
+    'heads',
+    'per_group',
+    'width',
+    'queries',
+    'keys',
+    'cells_y',
+    'cells_x',
+    'first',
+    'last',
+    'splits',
+]  # one kernel for all of them
+
+
+@triton.jit(do_not_specialize=['n'])
+def place_keys(points, places, n, cells_y, cells_x, origin_y, origin_x, slope_y, slope_x, BLOCK: tl.constexpr):
+    """Where the first query is in the table of each of n keys, in the ring: (n, 2), whole numbers."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = at < n
+    y = origin_y + slope_y * tl.load(points + at * 2, mask=there, other=0.0)
+    x = origin_x + slope_x * tl.load(points + at * 2 + 1, mask=there, other=0.0)
+    # A table before its first query or behind its last one is zero for all.
+    y = tl.minimum(tl.maximum(y, -2.0 - cells_y), 2.0 + cells_y)
+    x = tl.minimum(tl.maximum(x, -2.0 - cells_x), 2.0 + cells_x)
+    tl.store(places + at * 2, to_fixed(y + 1), mask=there)
+    tl.store(places + at * 2 + 1, to_fixed(x + 1), mask=there)
+
+
+@triton.jit(do_not_specialize=['n', 'width'])
+def place_queries(places, n, width, step_y, step_x, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+    """How far each of n queries is from the first one: (n, 2), as above, or in cells."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, x = at // width, at % width
+    if not UNIT:
+        y, x = to_fixed(y * step_y), to_fixed(x * step_x)
+    tl.store(places + at * 2, y, mask=at < n)
+    tl.store(places + at * 2 + 1, x, mask=at < n)
+
+
+@triton.jit
+def to_fixed(t):
+    return tl.floor(t * ONE + 0.5).to(tl.int32)
+
+
+@triton.jit
+def cells_and_parts(first, i, cells, UNIT: tl.constexpr):
+    """For keys (k, 1) and queries (1, n) along an axis: the cell before each query, and how far on it is.
+
+    UNIT: queries are one cell apart, so all are equally far.
+    """
+    if UNIT:
+        cell = (first >> BITS) + i
+        t = first
+    else:
+        t = first + i
+        cell = t >> BITS
+    # What is before the ring is far behind it as an unsigned number: zero both.
+    cell = tl.minimum(cell.to(tl.uint32, bitcast=True), (cells + 1).to(tl.uint32)).to(tl.int32, bitcast=True)
+    # As the last bits of a number from 1 to 2: to convert is eight times slower.
+    part = (((t << (23 - BITS)) & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1
+    return cell, part
+
+
+@triton.jit
+def half_words(word):
+    """The two float16 in an int32."""
+    low, high = word.to(tl.int16), (word >> 16).to(tl.int16)
+    return low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def words(word):
+    """The two int32 in an int64."""
+    return word.to(tl.int32), (word >> 32).to(tl.int32)
+
+
+@triton.jit
+def interpolate(table, keys, queries, cells_y, cells_x, HALF: tl.constexpr, UNIT: tl.constexpr):
+    """The bias for the places of keys (k,) and queries (n,): (k, n), and its slopes along y and x."""
+    y, x = words(keys)
+    along_y, along_x = words(queries)
+    y, part_y = cells_and_parts(y[:, None], along_y[None, :], cells_y, UNIT)
+    x, part_x = cells_and_parts(x[:, None], along_x[None, :], cells_x, UNIT)
+    pitch = cells_x + 2
+    table += y * pitch + x
+    low, high = words(tl.load(table))
+    if HALF:
+        a, b = half_words(low)
+        c, d = half_words(high)
+    else:
+        a, b = low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+        low, high = words(tl.load(table + pitch))
+        c, d = low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+    top, bottom = b - a, d - c
+    above = a + part_x * top
+    slope_y = c + part_x * bottom - above
+    return above + part_y * slope_y, slope_y, top + part_y * (bottom - top)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward(
+    q,
+    k,
+    v,
+    places,
+    distances,
+    table,
+    out,
+    log_sum,
+    q_image,
+    q_head,
+    q_step,
+    k_image,
+    k_head,
+    k_step,
+    v_image,
+    v_head,
+    v_step,
+    out_image,
+    out_head,
+    out_step,
+    heads,
+    per_group,
+    queries,
+    keys,
+    cells_y,
+    cells_x,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TABLE: tl.constexpr,
+    HALF: tl.constexpr,
+    UNIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    image, head = pair // heads, pair % heads
+    n = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d, i = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
+    inside = (n < queries)[:, None] & (d < D)[None, :]
+    q += image * q_image + head * q_head
+    k += image * k_image + head * k_head
+    v += image * v_image + head * v_head
+    if TABLE:
+        places += pair // per_group * keys
+        table += head * (cells_y + 3) * (cells_x + 2)
+        far = tl.load(distances + n, mask=n < queries, other=0)
+    query = tl.load(q + n[:, None] * q_step + d[None, :], mask=inside, other=0.0)
+
+    largest = tl.full([BLOCK_Q], float('-inf'), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for start in range(0, keys, BLOCK_K):
+        at = start + i
+        there = at < keys
+        seen = there[:, None] & (d < D)[None, :]
+        key = tl.load(k + at[:, None] * k_step + d[None, :], mask=seen, other=0.0)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        if TABLE:
+            place = tl.load(places + at, mask=there, other=0)
+            bias, _, _ = interpolate(table, place, far, cells_y, cells_x, HALF, UNIT)
+            logits += tl.trans(bias)
+        logits = tl.where(there[None, :], logits, float('-inf'))
+        new = tl.maximum(largest, tl.max(logits, 1))
+        weights = tl.exp2(logits - new[:, None])
+        shrink = tl.exp2(largest - new)
+        largest = new
+        total = total * shrink + tl.sum(weights, 1)
+        value = tl.load(v + at[:, None] * v_step + d[None, :], mask=seen, other=0.0)
+        acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+
+    out += image * out_image + head * out_head
+    tl.store(out + n[:, None] * out_step + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    tl.store(log_sum + pair * queries + n, largest + tl.log2(total), mask=n < queries)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward(
+    q,
+    k,
+    v,
+    places,
+    distances,
+    table,
+    grad,
+    log_sum,
+    shared,
+    of_logits,
+    of_k,
+    of_v,
+    of_points,
+    q_image,
+    q_head,
+    q_step,
+    k_image,
+    k_head,
+    k_step,
+    v_image,
+    v_head,
+    v_step,
+    grad_image,
+    grad_head,
+    grad_step,
+    pitch,
+    pairs,
+    heads,
+    per_group,
+    queries,
+    keys,
+    cells_y,
+    cells_x,
+    first,
+    last,
+    splits,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TABLE: tl.constexpr,
+    HALF: tl.constexpr,
+    UNIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of a block of keys and a share of the queries from first to last: adds to the gradients of k, v and points.
+
+    Those have a copy for each share (shares, pairs, keys, D or 2). The gradients of the logits are written too, with
+    queries first to last in the last axis: (pairs, keys, pitch).
+    """
+    blocks = tl.cdiv(keys, BLOCK_K)
+    block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks % splits
+    pair = (tl.program_id(0) // (blocks * splits)).to(tl.int64)
+    image, head = pair // heads, pair % heads
+    at = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    there = at < keys
+    d, i = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_Q)
+    seen = there[:, None] & (d < D)[None, :]
+    q += image * q_image + head * q_head
+    grad += image * grad_image + head * grad_head
+    log_sum += pair * queries
+    shared += pair * queries
+    key = tl.load(k + image * k_image + head * k_head + at[:, None] * k_step + d[None, :], mask=seen, other=0.0)
+    value = tl.load(v + image * v_image + head * v_head + at[:, None] * v_step + d[None, :], mask=seen, other=0.0)
+    of_logits += (pair * keys + at[:, None]) * pitch
+    copy = split * pairs + pair
+    of_k += (copy * keys + at[:, None]) * D + d[None, :]
+    of_v += (copy * keys + at[:, None]) * D + d[None, :]
+    acc_k = tl.load(of_k, mask=seen, other=0.0)
+    acc_v = tl.load(of_v, mask=seen, other=0.0)
+    if TABLE:
+        table += head * (cells_y + 3) * (cells_x + 2)
+        place = tl.load(places + pair // per_group * keys + at, mask=there, other=0)
+        of_points += (copy * keys + at) * 2
+        acc_y = tl.load(of_points, mask=there, other=0.0)
+        acc_x = tl.load(of_points + 1, mask=there, other=0.0)
+
+    share = tl.cdiv(tl.cdiv(last - first, splits), BLOCK_Q) * BLOCK_Q
+    for start in range(first + split * share, tl.minimum(first + (split + 1) * share, last), BLOCK_Q):
+        n = start + i
+        within = n < last
+        inside = within[:, None] & (d < D)[None, :]
+        query = tl.load(q + n[:, None] * q_step + d[None, :], mask=inside, other=0.0)
+        grads = tl.load(grad + n[:, None] * grad_step + d[None, :], mask=inside, other=0.0)
+        logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
+        if TABLE:
+            far = tl.load(distances + n, mask=within, other=0)
+            bias, by_y, by_x = interpolate(table, place, far, cells_y, cells_x, HALF, UNIT)
+            logits += bias
+        weights = tl.exp2(logits - tl.load(log_sum + n, mask=within, other=float('inf'))[None, :])
+        acc_v = tl.dot(weights.to(grads.dtype), grads, acc_v, input_precision=PRECISION)
+        of_weights = tl.dot(value, tl.trans(grads), input_precision=PRECISION)
+        delta = weights * (of_weights - tl.load(shared + n, mask=within, other=0.0)[None, :])
+        if TABLE:
+            acc_y += tl.sum(delta * by_y, 1)
+            acc_x += tl.sum(delta * by_x, 1)
+        delta = delta.to(query.dtype)
+        acc_k = tl.dot(delta, query, acc_k, input_precision=PRECISION)
+        tl.store(of_logits + (n - first)[None, :], delta, mask=there[:, None] & within[None, :])
+
+    tl.store(of_k, acc_k, mask=seen)
+    tl.store(of_v, acc_v, mask=seen)
+    if TABLE:
+        tl.store(of_points, acc_y, mask=there)
+        tl.store(of_points + 1, acc_x, mask=there)
+
+
+@triton.jit
+def reaching(first, step, low, high, size):
+    """Of queries 0 to size along an axis, those from cell low - 1 to high + 1, and a few more; all if they stand."""
+    stands = step == 0
+    step += tl.where(stands, 1.0, 0.0)
+    start = tl.where(stands, 0.0, tl.floor((low - 1 - first) / step) - 1)
+    stop = tl.where(stands, size.to(tl.float32), tl.ceil((high + 1 - first) / step) + 2)
+    start = tl.minimum(tl.maximum(start, 0.0), size.to(tl.float32))
+    stop = tl.minimum(tl.maximum(stop, 0.0), size.to(tl.float32))
+    return start.to(tl.int32), stop.to(tl.int32)
+
+
+@triton.jit
+def hat(u):
+    return tl.maximum(1 - tl.abs(u), 0.0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def table_gradient(
+    of_logits,
+    points,
+    of_table,
+    pitch,
+    pairs,
+    per_group,
+    width,
+    keys,
+    cells_y,
+    cells_x,
+    first,
+    last,
+    splits,
+    origin_y,
+    origin_x,
+    slope_y,
+    slope_x,
+    step_y,
+    step_x,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of a tile of the table and a share of the keys: adds A_y^T of_logits A_x, for queries in rows first to last.
+
+    of_logits (pairs, keys, pitch) begins with the query at the start of row `first`; of_table (shares, pairs, Y, X).
+    """
+    tiles_x = tl.cdiv(cells_x, BLOCK_X)
+    tiles = tl.cdiv(cells_y, BLOCK_Y) * tiles_x
+    tile, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles % splits
+    pair = (tl.program_id(0) // (tiles * splits)).to(tl.int64)
+    low_y, low_x = tile // tiles_x * BLOCK_Y, tile % tiles_x * BLOCK_X
+    cell_y, cell_x = low_y + tl.arange(0, BLOCK_Y), low_x + tl.arange(0, BLOCK_X)
+    row, column = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W)
+    points += pair // per_group * keys * 2
+    of_logits += pair * keys * pitch
+    of_table += (split * pairs + pair) * cells_y * cells_x + cell_y[:, None] * cells_x + cell_x[None, :]
+    inside = (cell_y < cells_y)[:, None] & (cell_x < cells_x)[None, :]
+    acc = tl.load(of_table, mask=inside, other=0.0)
+    share = tl.cdiv(keys, splits)
+    for key in range(split * share, tl.minimum((split + 1) * share, keys)):
+        y = origin_y + slope_y * tl.load(points + key * 2)
+        x = origin_x + slope_x * tl.load(points + key * 2 + 1)
+        top, bottom = reaching(y, step_y, low_y, low_y + BLOCK_Y - 1, last)
+        left, right = reaching(x, step_x, low_x, low_x + BLOCK_X - 1, width)
+        for i in range(tl.maximum(top, first), bottom, BLOCK_H):
+            rows = i + row
+            along = tl.zeros([BLOCK_H, BLOCK_X], tl.float32)
+            for j in range(left, right, BLOCK_W):
+                columns = j + column
+                at = key * pitch + ((rows - first) * width)[:, None] + columns[None, :]
+                there = (rows < bottom)[:, None] & (columns < right)[None, :]
+                grads = tl.load(of_logits + at, mask=there, other=0.0)
+                hats = hat(x + columns.to(tl.float32)[:, None] * step_x - cell_x.to(tl.float32)[None, :])
+                along = tl.dot(grads, hats.to(grads.dtype), along, input_precision=PRECISION)
+            hats = hat(y + rows.to(tl.float32)[None, :] * step_y - cell_y.to(tl.float32)[:, None])
+            acc = tl.dot(hats, along, acc, input_precision=PRECISION)
+    tl.store(of_table, acc, mask=inside)

@@ -1,0 +1,156 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Neighborhood attention by the kernels of neighborhood_kernels.py: launches and gradients, without atomics.
+
+B batch, M heads, D head width, H x W the map, N the side of a neighborhood.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import library, reference
+from ..shapes import exporting
+from . import power_of_2, precision, rows, why_not_heads
+
+# By bytes of a head, at most: queries of a tile along an axis, keys at a time.
+TILES = ((64, 8, 64), (256, 8, 32), (512, 4, 16))
+LOG2_E = math.log2(math.e)
+
+
+class Call:
+    """What all kernels are given of a call."""
+
+    def __init__(self, q, k, v, table, kernel_size: int, scale: float):
+        self.B, self.M, self.H, self.W, D = q.shape
+        self.q, self.k, self.v = rows(q), rows(k), rows(v)
+        self.table = q.new_empty(0, dtype=torch.float32) if table is None else (table.float() * LOG2_E).contiguous()
+        tile, keys = next(layout for most, *layout in TILES if D * q.itemsize <= most)
+        self.programs = self.B * self.M * -(-self.H // tile) * -(-self.W // tile)
+        columns = power_of_2(tile + kernel_size - 1)
+        self.sizes = self.M, self.H, self.W, scale * LOG2_E
+        self.options = dict(
+            D=D,
+            BLOCK_D=power_of_2(D),
+            TILE=tile,
+            ROWS=max(1, keys // columns),
+            COLUMNS=columns,
+            KERNEL=kernel_size,
+            TABLE=table is not None,
+            PRECISION=precision(),
+            num_warps=4 if D <= 64 else 8,
+            num_stages=1,
+        )
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    return [n for x in tensors for n in x.stride()[:-1]]
+
+
+def like_map(q: Tensor) -> Tensor:
+    """An empty (B, M, H, W, D); in memory (B, H, W, M, D), as the projection wants it."""
+    B, M, H, W, D = q.shape
+    return q.new_empty(B, H, W, M, D).permute(0, 3, 1, 2, 4)
+
+
+def forward(q, k, v, table, kernel_size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
+    from . import neighborhood_kernels as kernels
+
+    call = Call(q, k, v, table, kernel_size, scale)
+    out, log_sum = _fake_forward(q, k, v, table, kernel_size, scale)
+    kernels.forward[(call.programs,)](
+        *(call.q, call.k, call.v, call.table, out, log_sum),
+        *strides(call.q, call.k, call.v, out),
+        *call.sizes,
+        **call.options,
+    )
+    return out, log_sum
+
+
+def backward(grad, q, k, v, table, out, log_sum, kernel_size: int, scale: float) -> list[Tensor]:
+    """Gradients to q, k, v, and to a table."""
+    from . import neighborhood_kernels as kernels
+
+    call = Call(q, k, v, table, kernel_size, scale)
+    B, M, H, W = log_sum.shape
+    grad = rows(grad.to(q.dtype))
+    shared = (grad.float() * out.float()).sum(-1).contiguous()  # what all logits of a query lose
+    inputs = call.q, call.k, call.v, call.table, grad, log_sum, shared
+    of_q, of_k, of_v = like_map(q), like_map(q), like_map(q)
+    of_logits = q.new_empty((B, M, H, kernel_size, W, kernel_size) if table is not None else 0)
+    kernels.backward_queries[(call.programs,)](
+        *(*inputs, of_q, of_logits),
+        *strides(call.q, call.k, call.v, grad, of_q),
+        *(*call.sizes, scale),
+        **call.options,
+    )
+    kernels.backward_keys[(call.programs,)](
+        *(*inputs, of_k, of_v),
+        *strides(call.q, call.k, call.v, grad, of_k),
+        *(*call.sizes, scale),
+        **call.options,
+    )
+    if table is None:
+        return [of_q, of_k, of_v]
+    return [of_q, of_k, of_v, table_gradient(of_logits).to(table.dtype)]
+
+
+def table_gradient(of_logits: Tensor) -> Tensor:
+    """From gradients of logits (B, M, H, N, W, N) to (M, 2N-1, 2N-1): by one-hot matrices along x, then along y."""
+    B, M, H, N, W, _ = of_logits.shape
+    side = 2 * N - 1
+    y, x = (F.one_hot(reference.neighbors(n, N, of_logits.device)[1].flatten(), side) for n in (H, W))
+    along = of_logits.view(-1, W * N) @ x.to(of_logits.dtype)
+    along = along.view(B, M, H * N, side).sum(0, dtype=torch.float32)
+    return y.T.to(along.dtype) @ along
+
+
+def _fake_forward(q, k, v, table, kernel_size, scale):
+    B, M, H, W, _ = q.shape
+    return like_map(q), q.new_empty(B, M, H, W, dtype=torch.float32)
+
+
+def _fake_backward(grad, q, k, v, table, *_):
+    return [like_map(q) for _ in range(3)] + ([] if table is None else [table.new_empty(table.shape)])
+
+
+INPUTS = 'Tensor q, Tensor k, Tensor v, Tensor? table'
+HOW = 'int kernel_size, float scale'
+library.register('triton_neighborhood', f'({INPUTS}, {HOW}) -> (Tensor, Tensor)', forward, _fake_forward)
+library.register(
+    'triton_neighborhood_backward',
+    f'(Tensor grad, {INPUTS}, Tensor out, Tensor log_sum, {HOW}) -> Tensor[]',
+    backward,
+    _fake_backward,
+)
+
+
+class Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, table, kernel_size, scale):
+        out, log_sum = torch.ops.dat_mm.triton_neighborhood(q, k, v, table, kernel_size, scale)
+        ctx.save_for_backward(q, k, v, table, out, log_sum)
+        ctx.how = kernel_size, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = torch.ops.dat_mm.triton_neighborhood_backward(grad, *ctx.saved_tensors, *ctx.how)
+        return *grads, *[None] * (6 - len(grads))
+
+
+def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
+    return Attention.apply(q, k, v, table, kernel_size, scale)
+
+
+def why_not(q, k, v, dropout, **call) -> str | None:
+    if dropout:
+        return 'it has no dropout'
+    return why_not_heads(q, k, v)
+
+
+def pays(q, **call) -> bool:
+    """As of deformable attention."""
+    return q.is_cuda and not exporting()

@@ -1,0 +1,113 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Sampling of features by the kernels of sampling_kernels.py: deterministic, which grid_sample on CUDA is not.
+
+B batch, G groups, C channels, H x W the map, K = Hk Wk keys.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import library
+from ..shapes import exporting
+from . import power_of_2, precision, rows
+from . import why_not as _why_not
+
+KEYS = 16  # at a time
+CHANNELS = 64
+PIXELS = 64
+KEYS_OF_PIXELS = 32
+
+
+def _sizes(x: Tensor, points: Tensor):
+    (B, H, W, C), G = x.shape, points.shape[1]
+    K = points.shape[2] * points.shape[3]
+    return (G, H, W, K, C // G), B * G * -(-K // KEYS)
+
+
+def _channels(x: Tensor, points: Tensor, most: int) -> int:
+    return min(most, power_of_2(x.shape[-1] // points.shape[1]))
+
+
+def forward(x: Tensor, points: Tensor) -> Tensor:
+    from . import sampling_kernels as kernels
+
+    out, x = _fake_forward(x, points), rows(x)
+    sizes, programs = _sizes(x, points)
+    kernels.forward[(programs,)](
+        *(x, points.float().contiguous(), out),
+        *x.stride()[:3],
+        *sizes,
+        BLOCK_K=KEYS,
+        BLOCK_C=_channels(x, points, CHANNELS),
+        num_stages=1,
+    )
+    return out
+
+
+def backward(grad: Tensor, x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to x and to points."""
+    from . import sampling_kernels as kernels
+
+    x, grad, places = rows(x), grad.to(x.dtype).contiguous(), points.float().contiguous()
+    of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    of_points = torch.empty_like(places)
+    sizes, programs = _sizes(x, points)
+    kernels.backward_points[(programs,)](
+        *(x, places, grad, of_points),
+        *x.stride()[:3],
+        *sizes,
+        BLOCK_K=KEYS,
+        BLOCK_C=_channels(x, points, CHANNELS),
+        num_stages=1,
+    )
+    (B, H, W, C), G = x.shape, points.shape[1]
+    channels = _channels(x, points, CHANNELS)
+    kernels.backward_map[(B * G * -(-H * W // PIXELS) * -(-C // (G * channels)),)](
+        *(places, grad, of_x),
+        *sizes,
+        BLOCK_P=PIXELS,
+        BLOCK_K=KEYS_OF_PIXELS,
+        BLOCK_C=channels,
+        PRECISION=precision(),
+        num_warps=4,
+        num_stages=1,
+    )
+    return of_x, of_points.to(points.dtype)
+
+
+def _fake_forward(x, points):
+    return x.new_empty(x.shape[0], *points.shape[2:4], x.shape[-1])
+
+
+def _fake_backward(grad, x, points):
+    return x.new_empty(x.shape), points.new_empty(points.shape)
+
+
+library.register('triton_sample', '(Tensor x, Tensor points) -> Tensor', forward, _fake_forward)
+library.register(
+    'triton_sample_backward', '(Tensor grad, Tensor x, Tensor points) -> (Tensor, Tensor)', backward, _fake_backward
+)
+
+
+class Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, points):
+        ctx.save_for_backward(x, points)
+        return torch.ops.dat_mm.triton_sample(x, points)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.ops.dat_mm.triton_sample_backward(grad, *ctx.saved_tensors)
+
+
+def sample_features(x: Tensor, points: Tensor) -> Tensor:
+    return Sample.apply(x, points)
+
+
+def why_not(x, points) -> str | None:
+    return _why_not(x)
+
+
+def pays(x, points) -> bool:
+    """As of deformable attention."""
+    return x.is_cuda and not exporting()
