@@ -14,6 +14,7 @@ import pytest
 import torch
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # products on a GPU repeat to the bit
+torch.backends.cudnn.allow_tf32 = False
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # before triton is imported: its kernels run in Python
 
@@ -76,7 +77,7 @@ class Golden:
         golden = self[f'{key}_sample'] if f'{key}_sample' in self else self[key].ravel()
         ours = tensor.detach().flatten()
         ours = ours[:: max(1, ours.numel() // 2048)] if f'{key}_sample' in self else ours
-        return float(np.abs(ours.numpy() - golden).max() / np.abs(golden).max())
+        return float(np.abs(ours.cpu().numpy() - golden).max() / np.abs(golden).max())
 
 
 @pytest.fixture(scope='session')

@@ -43,11 +43,14 @@ def sampling_case(dtype, H, W, Hk, Wk, B=2, G=2, C=6, spread=1.5):
     return convert({'x': torch.randn(B, H, W, C), 'points': points}, dtype, keep=('points',))
 
 
+def device_of(backend: str) -> str:
+    return DEVICE if backend == 'triton' else 'cpu'
+
+
 def at(backend: str, case: dict) -> dict:
     """The case where the backend runs."""
-    if backend != 'triton' or DEVICE == 'cpu':
-        return case
-    return {name: None if x is None else x.detach().to(DEVICE).requires_grad_() for name, x in case.items()}
+    device = device_of(backend)
+    return {name: None if x is None else x.detach().to(device).requires_grad_() for name, x in case.items()}
 
 
 def convert(case, dtype, keep=()):

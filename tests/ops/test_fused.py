@@ -2,6 +2,11 @@
 """The Triton kernels: what they read and write, that they compile for GPUs, and what they promise on one."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +14,7 @@ from op_cases import DEVICE, deformable_case, dtypes_of, neighborhood_case, outp
 
 from dat_mm.ops import deformable_attention, neighborhood_attention, sample_features
 
+ROOT = Path(__file__).parents[2]
 MARGIN = 1024  # numbers before and after
 POISON = {True: float('nan'), False: -(1 << 30)}
 CASES = {
@@ -73,3 +79,138 @@ def test_kernels_keep_to_their_tensors(guards, op, make, sizes, dtype):
     for name, x in outputs(op, case, backend='triton').items():
         assert (x - expected[name]).abs().max() < 0.02 * expected[name].abs().max(), name
     assert any(guard.launches for guard in guards)
+
+
+needs_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+LARGE = {
+    'deformable': {'B': 2, 'H': 50, 'W': 80, 'T': (14, 14), 'K': 1000, 'M': 6, 'G': 3, 'D': 32},
+    'neighborhood': {'B': 2, 'H': 100, 'W': 168, 'kernel_size': 7, 'D': 32},
+    'sampling': {'H': 50, 'W': 80, 'Hk': 50, 'Wk': 80, 'G': 3, 'C': 384},
+}
+
+
+@needs_gpu
+@each_dtype
+@pytest.mark.parametrize('name', LARGE)
+def test_kernels_agree_and_repeat_on_large_maps(name, dtype):
+    op, make, _ = CASES[name]
+    case = {n: x.detach().to(DEVICE).requires_grad_() for n, x in make(dtype, **LARGE[name]).items()}
+    exact = {n: x.detach().double().requires_grad_() for n, x in case.items()}
+    expected, first = outputs(op, exact, backend='reference'), outputs(op, case, backend='triton')
+    for n, x in first.items():
+        assert (x - expected[n]).norm() < (1e-4 if dtype == torch.float32 else 2e-2) * expected[n].norm(), n
+    for _ in range(20):
+        again = outputs(op, case, backend='triton')
+        assert all(torch.equal(first[n], again[n]) for n in first)
+
+
+@needs_gpu
+@each_dtype
+@pytest.mark.parametrize('width', [16, 24, 64, 128])
+@pytest.mark.parametrize('name', ['deformable', 'neighborhood'])
+def test_widths_of_heads_agree(name, width, dtype):
+    op, make, sizes = CASES[name]
+    case = {n: x.detach().to(DEVICE).requires_grad_() for n, x in make(dtype, **sizes | {'D': width}).items()}
+    exact = {n: x.detach().double().requires_grad_() for n, x in case.items()}
+    expected = outputs(op, exact, backend='reference')
+    for n, x in outputs(op, case, backend='triton').items():
+        assert (x - expected[n]).norm() < (1e-4 if dtype == torch.float32 else 2e-2) * expected[n].norm(), n
+
+
+def crops(number: int, size: int):
+    """Objects of Shapes, and which they are."""
+    from dat_mm.datasets.annotate import crop_object
+    from dat_mm.datasets.shapes import scene_of
+
+    images, labels = [], []
+    while len(labels) < number:
+        scene = scene_of(len(images), 'train', 0, 96, 0.05)
+        found = [k for k in range(len(scene.labels)) if not scene.crowd[k]][: number - len(labels)]
+        images += [torch.from_numpy(crop_object(scene, k, size).copy()) for k in found]
+        labels += [int(scene.labels[k]) for k in found]
+    return (torch.stack(images).permute(0, 3, 1, 2).float() - 116) / 58, torch.tensor(labels)
+
+
+def train(arch: str, backend: str, images, labels, steps: int, batch: int) -> list[float]:
+    from dat_mm import DAT
+
+    torch.manual_seed(0)
+    backbone = DAT(arch, backend=backend, drop_path_rate=0.0)
+    head = torch.nn.Linear(192, 8)
+    model = torch.nn.ModuleList([backbone, head]).to(DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        at = torch.arange(step * batch, (step + 1) * batch) % len(labels)
+        x, y = images[at].to(DEVICE), labels[at].to(DEVICE)
+        loss = torch.nn.functional.cross_entropy(head(backbone(x)[-1].mean((2, 3))), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', ['dat-nano', 'datpp-nano'])
+def test_training_on_shapes_goes_as_with_the_reference(arch):
+    pytest.importorskip('mmengine')
+    steps, batch, size = (200, 64, 96) if DEVICE == 'cuda' else (2, 2, 64)
+    data = crops(steps * batch // 4, size)
+    ours, expected = (train(arch, backend, *data, steps, batch) for backend in ('triton', 'reference'))
+    torch.testing.assert_close(ours[:10], expected[:10], rtol=5e-3, atol=0)
+    for start in range(0, steps, 50):
+        mean, other = (sum(losses[start : start + 50]) / len(losses[start : start + 50]) for losses in (ours, expected))
+        assert abs(mean - other) < 0.1 * other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('capability', [80, 90])
+def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
+    """Without spilling more than a few bytes of the registers."""
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | {'TRITON_CACHE_DIR': str(tmp_path)}
+    command = [sys.executable, ROOT / 'tools' / 'compile_kernels.py', '--json', '--capability', str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    rows = json.loads(done.stdout)
+    assert {name.split(',')[0] for name in rows} >= {
+        f'{module.removesuffix("_kernels")} {name}' for module, names in KERNELS.items() for name in names
+    }
+    assert all(row['spilled'] < 100 and row['shared'] < 100_000 for row in rows.values()), rows
+
+
+def test_a_cpu_is_told_that_the_kernels_want_a_gpu():
+    code = """
+import torch
+from dat_mm.ops import neighborhood_attention, sample_features
+x = torch.zeros(1, 1, 8, 8, 16)
+neighborhood_attention(x, x, x)
+sample_features(x[0], torch.zeros(1, 1, 2, 2, 2))
+import sys
+assert 'triton' not in sys.modules
+neighborhood_attention(x, x, x, backend='triton')
+"""
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.stderr.strip().endswith("backend 'triton': its kernels run on a GPU, not on cpu"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        (
+            {'q': torch.zeros(1, 4, 5, 6, 129), 'k': torch.zeros(1, 4, 7, 129)},
+            'heads are 129 wide, it takes 128 at most',
+        ),
+        (
+            {'q': torch.zeros(1, 4, 5, 6, 8, dtype=torch.float64)},
+            'it wants one dtype, not torch.float32, torch.float64',
+        ),
+        ({'v': torch.zeros(1, 4, 7, 9)}, 'v is 9 wide and q 8'),
+        ({'table': torch.zeros(4, 9, 401)}, 'the table is 9x401, it takes 300 cells along an axis at most'),
+    ],
+)
+def test_reasons_of_deformable_attention(changes, reason):
+    case = deformable_case(torch.float32, H=5, W=6, T=(5, 6), K=7) | changes
+    with pytest.raises(RuntimeError, match=f"backend 'triton': {reason}"):
+        deformable_attention(**case, backend='triton')

@@ -22,6 +22,7 @@ from . import interprets, power_of_2, precision, rows, why_not_heads
 WORKSPACE = 64 << 20  # logits of a band
 PROGRAMS = 512  # enough for a large GPU
 LARGEST = 60000.0  # of a table in float16
+MOST_CELLS = 300  # of a table along an axis: places in it are whole numbers, with 22 bits after the point
 LOG2_E = math.log2(math.e)
 
 
@@ -46,7 +47,7 @@ BLOCKS = {
 
 
 def blocks_of(q: Tensor) -> tuple[Blocks, Blocks]:
-    if interprets():  # few keys, for small maps to have several blocks
+    if interprets():  # few keys, for tests to have several blocks
         return Blocks(64, 16, 4, 1), Blocks(64, 16, 4, 1)
     return next(blocks for (width, size), blocks in BLOCKS.items() if q.shape[-1] <= width and q.itemsize == size)
 
@@ -225,7 +226,9 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
     return _attend(q, k, v, points, table, convention, scale)
 
 
-def why_not(q, k, v, bias, dropout, **call) -> str | None:
+def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
+    if table is not None and max(table.shape[1:]) > MOST_CELLS:
+        return 'the table is {}x{}, it takes {} cells along an axis at most'.format(*table.shape[1:], MOST_CELLS)
     return library.why_not_table(bias, dropout) or why_not_heads(q, k, v)
 
 
