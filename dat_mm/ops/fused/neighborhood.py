@@ -15,7 +15,7 @@ from ..shapes import exporting
 from . import power_of_2, precision, rows, why_not_heads
 
 # By bytes of a head, at most: queries of a tile along an axis, keys at a time.
-TILES = ((64, 8, 64), (256, 8, 32), (512, 4, 16))
+TILES = ((256, 8, 32), (512, 4, 16))
 LOG2_E = math.log2(math.e)
 
 
