@@ -27,6 +27,7 @@ def parse_args(argv=None):
     choice.add_argument('--dtypes', nargs='+', default=['float32'], help='float32, bfloat16, float16 or amp')
     choice.add_argument('--modes', nargs='+', default=['inference'], help='inference, backward or training')
     choice.add_argument('--task', default='features', help='features: maps of all stages; classify: 1000 logits')
+    choice.add_argument('--compiled', action='store_true', help='each model by torch.compile too')
     choice.add_argument('--device', default='cpu', help='cpu or cuda')
     return parser.parse_args(argv)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dat_mm.engine.benchmark import report, run
+from dat_mm.engine.benchmark import bench, report, run
 from dat_mm.engine.benchmark.cases import OP, Case
 from dat_mm.engine.benchmark.run import Result
 from dat_mm.engine.benchmark.subject import Subject
@@ -69,6 +69,28 @@ def test_growth(tmp_path):
         assert judged['measured'] == pytest.approx(expected)
     assert report.draw(results, tmp_path / 'growth.png') and (tmp_path / 'growth.png').stat().st_size
     assert not report.draw(results[:1], tmp_path / 'none.png')
+
+
+def test_rates_of_the_op():
+    """One TFLOP of products in a second, forward; three and a half times as much with the backward."""
+    logits = 10**12 // (4 * report.OP_WIDTH)
+    forward, both = (made_up(Case(OP, mode=mode), [1.0], logits=logits) for mode in ('inference', 'backward'))
+    lines = report.op_rates([forward, both, made_up(OURS, [1.0])], {'product_tflops': 10.0})
+    assert len(lines) == 2 and '1 TFLOP/s, 10.0% of' in lines[0] and '3.5 TFLOP/s, 35.0% of' in lines[1]
+    assert not report.op_rates([forward], {})
+
+
+def test_without_mmpretrain_its_models_are_left_out(monkeypatch):
+    monkeypatch.setattr(bench, 'find_spec', lambda name: None)
+    for group in bench.choose_groups('gpu', None, {}):
+        assert group.cases and not any('mmpretrain' in case.model for case in group.cases)
+
+
+@pytest.mark.slow
+def test_a_compiled_case_runs():
+    case = Case(OP, (3, 4), backend='reference', compiled=True)
+    assert case.name == 'deformable-attention (reference, compiled)'
+    assert Subject(case).time(1)['seconds'] > 0
 
 
 @pytest.mark.parametrize('suite', SUITES)

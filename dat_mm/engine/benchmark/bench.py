@@ -5,14 +5,17 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import UserError
-from .cases import DEVICES, DTYPES, MODES, TASKS, check_one_of, make_groups, read_size
-from .report import as_dict, case_table, draw, judge, quartiles, target_table
+from .cases import DEVICES, DTYPES, MODES, TASKS, Case, check_one_of, make_groups, read_size
+from .report import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
 from .run import run_group
 from .suites import SUITES, Group
 
@@ -44,8 +47,31 @@ def describe_machine(device: str, threads: int | None) -> dict:
         **{package: _version(package) for package in PACKAGES},
     )
     if device == 'cuda':
-        machine |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
+        machine |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, **ceilings())
     return machine
+
+
+def ceilings(side: int = 8192) -> dict:
+    """What the GPU does at best: bfloat16 products of random numbers, and copies, counting bytes read and written."""
+    import torch
+
+    a, b = (torch.randn(side, side, device='cuda', dtype=torch.bfloat16) for _ in range(2))
+    target, seconds = torch.empty(1 << 32, dtype=torch.uint8, device='cuda'), {}
+    source = torch.empty_like(target)
+    for name, run in (('product', lambda: torch.mm(a, b)), ('copy', lambda: target.copy_(source))):
+        times = []
+        for _ in range(12):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            stop.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(stop) / 1e3)
+        seconds[name] = statistics.median(times[2:])
+    return dict(
+        product_tflops=round(2 * side**3 / seconds['product'] / 1e12, 1),
+        copy_tb_per_s=round(2 * (1 << 32) / seconds['copy'] / 1e12, 2),
+    )
 
 
 def check_device(device: str) -> None:
@@ -63,7 +89,13 @@ def choose_groups(suite, groups, options) -> list[Group]:
     if groups:
         check_one_of('group', groups, [group.name for group in chosen])
         chosen = [group for group in chosen if group.name in groups]
+    if find_spec('mmpretrain') is None:  # its models stand beside timm's, and no target is of them
+        chosen = [replace(group, cases=tuple(c for c in group.cases if not of_mmpretrain(c))) for group in chosen]
     return chosen
+
+
+def of_mmpretrain(case: Case) -> bool:
+    return case.model.startswith('mmpretrain/')
 
 
 def write(out: Path, name: str, machine: dict, command: str, groups, results, minutes: float) -> str:
@@ -84,7 +116,7 @@ def write(out: Path, name: str, machine: dict, command: str, groups, results, mi
     if judged:
         text += ['## Targets', target_table(judged)]
     for group, of_group in zip(groups, results, strict=True):
-        text += [f'## {group.name}', case_table(of_group)]
+        text += [f'## {group.name}', case_table(of_group), *op_rates(of_group, machine)]
     if draw([r for of_group in results for r in of_group], out / f'{name}-growth.png'):
         text.append(f'![Time and memory over the image]({name}-growth.png)')
     (out / f'{name}.md').write_text('\n\n'.join(text) + '\n')

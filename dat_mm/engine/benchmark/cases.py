@@ -26,10 +26,13 @@ class Case:
     backend: str | None = 'auto'  # None: the model has none
     task: str = 'features'
     device: str = 'cpu'
+    compiled: bool = False  # by torch.compile
 
     @property
     def name(self) -> str:
-        return self.model if self.backend in (None, 'auto') else f'{self.model} ({self.backend})'
+        how = [] if self.backend in (None, 'auto') else [self.backend]
+        how += ['compiled'] * self.compiled
+        return f'{self.model} ({", ".join(how)})' if how else self.model
 
     @property
     def pixels(self) -> int:
@@ -58,7 +61,7 @@ def check_peer(peer: str) -> None:
         raise UserError(f'peer {peer!r}: {package} is not installed')
 
 
-def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device) -> list[list[Case]]:
+def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device, compiled) -> list[list[Case]]:
     """All combinations; those that differ in nothing but the model are a group, to be timed side by side."""
     from ...ops.backends import DEFORMABLE, NEIGHBORHOOD
 
@@ -70,6 +73,9 @@ def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, dev
     if not models:
         raise UserError('there is nothing to measure: give --archs or --peers')
     return [
-        [Case(model, size, batch, dtype, mode, backend, task, device) for model, backend in models]
+        [
+            Case(model, size, batch, dtype, mode, backend, task, device, how)
+            for (model, backend), how in product(models, (False, True) if compiled else (False,))
+        ]
         for size, batch, dtype, mode in product(sizes, batches, dtypes, modes)
     ]

@@ -4,8 +4,10 @@
 import math
 import statistics
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import NamedTuple
 
+from .cases import OP
 from .run import Result
 
 MB, GB = 2**20, 1e9
@@ -99,6 +101,25 @@ def case_table(results: list[Result]) -> str:
     return '\n'.join(lines)
 
 
+OP_WIDTH = 32  # of its heads
+OP_PRODUCTS = {'inference': 2, 'backward': 7}  # of (queries, width) and (width, keys); 5 of them in the backward
+
+
+def op_rates(results: list[Result], machine: dict) -> list[str]:
+    """Of the op alone on a GPU: how its arithmetic, that of its products alone, stands to what the GPU does at best."""
+    lines = []
+    for result in results:
+        case, best = result.case, machine.get('product_tflops')
+        if case.model == OP and case.mode in OP_PRODUCTS and best and result.seconds and not result.error:
+            products = OP_PRODUCTS[case.mode] * 2 * OP_WIDTH * result.logits / 1e12
+            rate = products / _seconds(result)
+            lines.append(
+                f'`{case.name}`, {case.mode}: {rate:.3g} TFLOP/s, {rate / best:.1%} of a large product; '
+                f'its products alone would take {_time(products / best)}.'
+            )
+    return lines
+
+
 def as_dict(result: Result) -> dict:
     return asdict(result) | dict(median=_seconds(result) if result.seconds else None)
 
@@ -119,12 +140,12 @@ def curves(results: list[Result]) -> dict[str, list[Result]]:
 
 
 def draw(results: list[Result], path) -> bool:
-    """Time and memory over the image, both axes logarithmic; False if there is only one size."""
+    """Time and memory over the image, both axes logarithmic; False if there is only one size, or no matplotlib."""
+    lines = curves(results)
+    if not lines or not find_spec('matplotlib'):
+        return False
     from matplotlib.figure import Figure
 
-    lines = curves(results)
-    if not lines:
-        return False
     figure = Figure(figsize=(11, 4.5), layout='constrained')
     panels = (
         ('time of a step, s', _seconds),

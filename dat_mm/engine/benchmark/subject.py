@@ -129,6 +129,8 @@ class Subject:
         if case.model != OP:  # the op's coordinates and table stay in float32
             self.model.to(self.dtype)
         self.model.train(case.mode != 'inference')
+        if case.compiled:
+            self.model = torch.compile(self.model)
         if case.model == OP:
             self.images = None
         else:

@@ -108,17 +108,21 @@ def cpu_suite() -> list[Group]:
     return groups
 
 
+def compiled(case: Case) -> Case:
+    return replace(case, compiled=True)
+
+
 def gpu_suite() -> list[Group]:
     op = Case(OP, (50, 80), dtype='bfloat16', mode='backward', device='cuda')
     step = Case('dat-tiny', batch=128, dtype='amp', mode='training', task='classify', device='cuda')
+    rate = replace(step, mode='inference', dtype='bfloat16')
     tiny = Case('dat-tiny', (800, 1280), batch=2, dtype='amp', mode='backward', device='cuda')
     swin = peer(tiny, SWIN)
     base = Case('dat-base', (800, 800), batch=2, dtype='bfloat16', device='cuda')
-    groups = [
-        Group(
-            'op',
-            (op, published(op)),
-            20,
+    groups = []
+    for case, targets in (
+        (
+            op,
             (
                 Target(
                     'attention op, 50x80, forward + backward: speed over published', 'speed', 8, (op, published(op))
@@ -126,6 +130,11 @@ def gpu_suite() -> list[Group]:
                 Target('attention op, 50x80, forward + backward: memory', 'memory', 1 / 20, (op, published(op))),
             ),
         ),
+        (replace(op, mode='inference'), ()),
+    ):
+        ways = [replace(case, backend=name) for name in ('dense', 'separable')]  # dense: by PyTorch's fused attention
+        groups.append(Group(f'op-{case.mode}', (case, *ways, published(case), compiled(published(case))), 20, targets))
+    groups += [
         Group(
             'training-224',
             (step, published(step), peer(step, SWIN), peer(step, MM_SWIN)),
@@ -145,6 +154,12 @@ def gpu_suite() -> list[Group]:
                 ),
             ),
         ),
+        Group(
+            'inference-224',
+            tuple(how(case) for case in (rate, published(rate), peer(rate, SWIN)) for how in (replace, compiled)),
+            15,
+        ),
+        Group('batches', tuple(replace(step, batch=n) for n in (16, 32, 64, 256)), 5),
     ]
     detection, targets = [], []
     for model in ('dat-tiny', 'datpp-tiny'):
