@@ -15,7 +15,7 @@ def register(name: str, signature: str, run: Callable, fake: Callable) -> None:
     """torch.ops.dat_mm.NAME: `run` on any device, without gradients or autocast; `fake` gives empty tensors."""
 
     def op(x, *args):
-        with torch.no_grad(), grid.full_precision(x):
+        with torch.no_grad(), grid.full_precision(x), torch.cuda.device_of(x):
             return run(x, *args)
 
     LIBRARY.define(name + signature)

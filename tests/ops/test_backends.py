@@ -6,6 +6,7 @@ import torch
 from op_cases import at, deformable_case, dtypes_of, neighborhood_case, outputs, sampling_case
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, sample_features, separable
 
@@ -139,6 +140,14 @@ def test_compiles_in_one_graph(op, make, sizes, backend):
     expected = outputs(op, case, backend=backend)
     for name, x in outputs(compiled, case, backend=backend).items():
         torch.testing.assert_close(x, expected[name])
+
+
+@each_backend
+def test_checkpointing_gives_the_same_gradients(op, make, sizes, backend):
+    case = at(backend, make(torch.float32, **sizes))
+    expected = outputs(op, case, backend=backend)
+    results = outputs(lambda **case: checkpoint(op, **case, backend=backend, use_reentrant=False), case)
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
 
 
 @each_backend

@@ -164,6 +164,20 @@ def test_training_on_shapes_goes_as_with_the_reference(arch):
         assert abs(mean - other) < 0.1 * other
 
 
+@each_op
+def test_operators_are_what_their_fakes_say(op, make, sizes):
+    """Shapes, dtypes and strides; and nothing is changed in place."""
+    case = {n: x.detach().to(DEVICE) for n, x in make(torch.float32, **sizes).items()}
+    how = {deformable_attention: ('datpp', 0.3), neighborhood_attention: (7, 0.3), sample_features: ()}[op]
+    name = {deformable_attention: 'deformable', neighborhood_attention: 'neighborhood', sample_features: 'sample'}[op]
+    forward, backward = (getattr(torch.ops.dat_mm, f'triton_{name}{end}') for end in ('', '_backward'))
+    out = forward(*case.values(), *how)
+    results = out if isinstance(out, tuple) else ()
+    grad = torch.randn_like(results[0] if results else out)
+    for op, args in ((forward, (*case.values(), *how)), (backward, (grad, *case.values(), *results, *how))):
+        torch.library.opcheck(op, args, test_utils=('test_schema', 'test_faketensor'))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('capability', [80, 90])
 def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
