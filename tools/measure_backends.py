@@ -114,6 +114,7 @@ def main(argv=None):
         ('deformable', backends.DEFORMABLE, DEFORMABLE, deformable_case),
         ('neighborhood', backends.NEIGHBORHOOD, NEIGHBORHOOD, neighborhood_case),
     ):
+        table = {name: backend for name, backend in table.items() if name != 'triton'}  # that is for a GPU
         print(f'| {title} | | {" | ".join(table)} | |\n|{"---|" * (len(table) + 3)}', flush=True)
         for name, shape in shapes.items():
             if args.only not in name:

@@ -85,7 +85,7 @@ def draw_backward(axis):
         BLUE,
     )
     box(axis, 0, 2.4, 2.2, 1.2, 'gradients of\nk, v, points:\nin registers', ORANGE)
-    box(axis, 2.9, 2.4, 3.1, 1.2, 'gradients of the logits\nof the band: a workspace\nof at most 64 M numbers', GREY)
+    box(axis, 2.9, 2.4, 3.1, 1.2, 'gradients of the logits\nof the band: a workspace\nof at most 48 M numbers', GREY)
     box(axis, 1.3, 0.2, 2.1, 1.2, 'q: a product\nwith the keys', ORANGE)
     box(axis, 3.9, 0.2, 2.6, 1.2, 'table: A$_y^T$ dS A$_x$,\na program a tile\nof the table', ORANGE)
     arrow(axis, (1.1, 4.6), (1.1, 3.6))

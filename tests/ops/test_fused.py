@@ -12,7 +12,7 @@ import pytest
 import torch
 from op_cases import DEVICE, deformable_case, dtypes_of, neighborhood_case, outputs, sampling_case
 
-from dat_mm.ops import deformable_attention, neighborhood_attention, sample_features
+from dat_mm.ops import deformable_attention, fused, neighborhood_attention, sample_features
 
 ROOT = Path(__file__).parents[2]
 MARGIN = 1024  # numbers before and after
@@ -162,6 +162,19 @@ def test_training_on_shapes_goes_as_with_the_reference(arch):
     for start in range(0, steps, 50):
         mean, other = (sum(losses[start : start + 50]) / len(losses[start : start + 50]) for losses in (ours, expected))
         assert abs(mean - other) < 0.1 * other
+
+
+@each_dtype
+@pytest.mark.parametrize('table', [True, False], ids=['table', 'no table'])
+def test_bands_and_shares_agree(monkeypatch, dtype, table):
+    """Some rows of the map at a time, and queries and keys shared out among programs."""
+    monkeypatch.setattr(fused.deformable, 'WORKSPACE', 2 * 4 * 20 * 40 * 7)  # of 16 rows: 6, 6 and 4
+    case = deformable_case(dtype, B=2, H=16, W=40, T=(4, 9) if table else None, K=20)
+    case = {n: None if x is None else x.detach().to(DEVICE).requires_grad_() for n, x in case.items()}
+    expected = outputs(deformable_attention, case, backend='reference')
+    for name, x in outputs(deformable_attention, case, backend='triton').items():
+        error = (x - expected[name]).abs().max() / expected[name].abs().max()
+        assert error < (1e-4 if dtype == torch.float32 else 2e-2), name
 
 
 @each_op

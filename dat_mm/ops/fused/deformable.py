@@ -19,7 +19,7 @@ from .. import grid, library
 from ..shapes import exporting, round_up
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
-WORKSPACE = 64 << 20  # logits of a band
+WORKSPACE = 48 << 20  # logits of a band
 PROGRAMS = 512  # enough for a large GPU
 LARGEST = 60000.0  # of a table in float16
 MOST_CELLS = 300  # of a table along an axis: places in it are whole numbers, with 22 bits after the point
@@ -55,13 +55,12 @@ def blocks_of(q: Tensor) -> tuple[Blocks, Blocks]:
 class Call:
     """What the kernels are given of a call, forward and backward alike."""
 
-    def __init__(self, q, k, v, points, table, convention: str, scale: float):
+    def __init__(self, q, k, v, points, table, convention: str):
         self.B, self.M, self.H, self.W, self.D = q.shape
         self.K, self.G = k.shape[2], points.shape[1]
         self.q, self.k, self.v = rows(q.flatten(2, 3)), rows(k), rows(v)
         self.points = points.float().contiguous()
         self.half = q.dtype != torch.float32
-        self.convention, self.scale = convention, scale
         self.cells = (0, 0) if table is None else tuple(table.shape[1:])
         places = [(0.0, 0.0)] * 2 if table is None else grid.table_origins((self.H, self.W), self.cells, convention)
         self.origins, self.slopes = zip(*places, strict=True)
@@ -126,7 +125,7 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
     """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
     from . import deformable_kernels as kernels
 
-    call = Call(q, k, v, points, table, convention, scale)
+    call = Call(q, k, v, points, table, convention)
     out, log_sum = _fake_forward(q, k, v, points, table, convention, scale)
     blocks, _ = blocks_of(q)
     flat = out.flatten(2, 3)
@@ -143,10 +142,10 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     """Gradients to q, k, v, points and table, of those there are."""
     from . import deformable_kernels as kernels
 
-    call = Call(q, k, v, points, table, convention, scale)
+    call = Call(q, k, v, points, table, convention)
     B, M, K, D, Q = call.B, call.M, call.K, call.D, call.queries
     grad = rows(grad.to(q.dtype).flatten(2, 3))
-    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1)  # what all logits of a query lose
+    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()  # what all logits of a query lose
     _, blocks = blocks_of(q)
     band = max(1, min(call.H, WORKSPACE // (B * M * K * call.W)))
     band = -(-call.H // -(-call.H // band))
@@ -175,9 +174,10 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grads = [of_q, *(x.sum(0).mul_(n).view(k.shape).to(q.dtype) for x, n in ((of_k, scale), (of_v, 1.0)))]
     if table is None:
         return grads
-    slopes = of_points.new_tensor(call.slopes) / LOG2_E
-    of_points = (of_points.sum(0).view(B, call.G, -1, K, 2).sum(2) * slopes).to(points.dtype)
-    return [*grads, of_points, of_table.sum().to(table.dtype)]
+    of_points = of_points.sum(0).view(B, call.G, -1, K, 2).sum(2)
+    for axis, slope in enumerate(call.slopes):
+        of_points[..., axis] *= slope / LOG2_E
+    return [*grads, of_points.to(points.dtype), of_table.sum().to(table.dtype)]
 
 
 class TableGradient:

@@ -7,7 +7,6 @@ B batch, M heads, D head width, H x W the map, N the side of a neighborhood.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import library, reference
@@ -100,10 +99,10 @@ def backward(grad, q, k, v, table, out, log_sum, kernel_size: int, scale: float)
 def table_gradient(of_logits: Tensor) -> Tensor:
     """From gradients of logits (B, M, H, N, W, N) to (M, 2N-1, 2N-1): by one-hot matrices along x, then along y."""
     B, M, H, N, W, _ = of_logits.shape
-    side = 2 * N - 1
-    y, x = (F.one_hot(reference.neighbors(n, N, of_logits.device)[1].flatten(), side) for n in (H, W))
+    side = torch.arange(2 * N - 1, device=of_logits.device)
+    y, x = (reference.neighbors(n, N, side.device)[1].view(-1, 1) == side for n in (H, W))
     along = of_logits.view(-1, W * N) @ x.to(of_logits.dtype)
-    along = along.view(B, M, H * N, side).sum(0, dtype=torch.float32)
+    along = along.view(B, M, H * N, len(side)).sum(0, dtype=torch.float32)
     return y.T.to(along.dtype) @ along
 
 
