@@ -45,7 +45,8 @@ def place_keys(points, places, n, cells_y, cells_x, origin_y, origin_x, slope_y,
 def place_queries(places, n, width, step_y, step_x, UNIT: tl.constexpr, BLOCK: tl.constexpr):
     """How far each of n queries is from the first one: (n, 2), as above, or in cells."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y, x = at // width, at % width
+    i = tl.minimum(at, n - 1)
+    y, x = i // width, i % width
     if not UNIT:
         y, x = to_fixed(y * step_y), to_fixed(x * step_x)
     tl.store(places + at * 2, y, mask=at < n)
