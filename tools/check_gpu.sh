@@ -8,7 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
-"$python" -m pytest tests/ops tests/models/test_golden.py -k 'triton or gpu or large or widths or training' -p no:cacheprovider
+"$python" -m pytest tests/ops/test_fused.py tests/ops/test_backends.py tests/models/test_golden.py \
+    -k 'test_fused or triton or export or checkpointing' -p no:cacheprovider
 tests=$?
 "$python" tools/benchmark.py --suite gpu --out "${1:-docs/benchmarks}" || exit 1
 exit $tests

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import grid
 
@@ -44,6 +45,7 @@ def register_deformable(name: str, forward: Callable, backward: Callable, fake: 
             return out
 
         @staticmethod
+        @once_differentiable
         def backward(ctx, grad):
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.how)
             return *grads, *[None] * (7 - len(grads))

@@ -178,6 +178,56 @@ def test_bands_and_shares_agree(monkeypatch, dtype, table):
 
 
 @each_op
+def test_no_images_give_empty_gradients(op, make, sizes):
+    results = outputs(op, make(torch.float32, **sizes | {'B': 0}), backend='triton')
+    assert all(not x.numel() or not x.any() for x in results.values())
+
+
+@each_op
+@pytest.mark.parametrize('backend', ['triton', 'separable'])
+def test_second_derivatives_are_refused(op, make, sizes, backend):
+    if backend == 'separable' and op is not deformable_attention:
+        return
+    case = {n: x.detach().to(DEVICE).requires_grad_() for n, x in make(torch.float32, **sizes).items()}
+    first = next(iter(case.values()))
+    (grad,) = torch.autograd.grad(op(**case, backend=backend).square().sum(), first, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+def test_gradient_of_a_neighborhood_table_is_summed_in_float32():
+    of_logits = torch.full((1, 1, 7, 7, 700, 7), 100.0, dtype=torch.float16)
+    total = fused.neighborhood.table_gradient(of_logits)
+    assert total.dtype == torch.float32 and total.isfinite().all() and total.max() > 65504
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, 'fp32_precision'), reason='torch has the old setting alone')
+def test_precision_follows_either_setting():
+    code = """
+import torch
+from dat_mm.ops.fused import precision
+print(precision())
+torch.set_float32_matmul_precision('high')
+print(precision())
+torch.backends.cuda.matmul.fp32_precision = 'ieee'
+print(precision())
+torch.backends.cuda.matmul.fp32_precision = 'tf32'
+print(precision())
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.split() == ['tf32x3', 'tf32', 'tf32x3', 'tf32'], done.stderr
+
+
+def test_maps_beyond_32_bits_are_refused():
+    x = torch.empty(8, 2048, 2048, 600, device='meta')
+    with pytest.raises(
+        RuntimeError, match=r"backend 'triton': a tensor .* is too large: 2\^31 numbers or more an image"
+    ):
+        sample_features(x, torch.zeros(8, 1, 2, 2, 2), backend='triton')
+    assert fused.why_not(x[:, :1700], of=1) == 'its kernels run on a GPU of NVIDIA, not on meta'
+
+
+@each_op
 def test_operators_are_what_their_fakes_say(op, make, sizes):
     """Shapes, dtypes and strides; and nothing is changed in place."""
     case = {n: x.detach().to(DEVICE) for n, x in make(torch.float32, **sizes).items()}
@@ -219,7 +269,7 @@ neighborhood_attention(x, x, x, backend='triton')
 """
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
-    assert done.stderr.strip().endswith("backend 'triton': its kernels run on a GPU, not on cpu"), done.stderr
+    assert done.stderr.strip().endswith("backend 'triton': its kernels run on a GPU of NVIDIA, not on cpu"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 
 import importlib.util
 import os
+import shutil
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128  # head
+FARTHEST = 2**31  # numbers of an image or head from its first to its last: kernels count with 32 bits
 HAS_TRITON = importlib.util.find_spec('triton') is not None
+HAS_COMPILER = bool(os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang'))))  # of C: Triton needs one
 
 
 def interprets() -> bool:
@@ -18,23 +21,29 @@ def interprets() -> bool:
 
 
 def _why_not_device(device: torch.device) -> str | None:
-    if device.type != 'cuda':
-        return None if interprets() else f'its kernels run on a GPU, not on {device.type}'
-    if torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
-        return f'its kernels need compute capability 8.0, {torch.cuda.get_device_name(device)} is older'
+    if interprets() and device.type == 'cpu':
+        return None
+    if device.type != 'cuda' or torch.version.hip:
+        return f'its kernels run on a GPU of NVIDIA, not on {"ROCm" if torch.version.hip else device.type}'
+    if not HAS_COMPILER:
+        return 'Triton needs a C compiler, and there is no gcc or clang, and CC is not set'
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < 8:
+        return f'its kernels need compute capability 8.0, {properties.name} is older'
     return None
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """Of tensors in the dtype of the calculation."""
+def why_not(*tensors: Tensor, of: int = 2) -> str | None:
+    """Of tensors in the dtype of the calculation, whose first axes are images, and heads if there are two."""
     dtypes = {x.dtype for x in tensors}
     if len(dtypes) > 1:
         return f'it wants one dtype, not {", ".join(sorted(str(x) for x in dtypes))}'
     if tensors[0].dtype not in DTYPES:
         return f'it has no {tensors[0].dtype}'
-    if not HAS_TRITON:
-        return 'triton is not installed'
-    return _why_not_device(tensors[0].device)
+    for x in tensors:
+        if sum((n - 1) * step for n, step in zip(x.shape[of:], x.stride()[of:], strict=True)) >= FARTHEST:
+            return f'a tensor {tuple(x.shape)} with strides {x.stride()} is too large: 2^31 numbers or more an image'
+    return _why_not_device(tensors[0].device) if HAS_TRITON else 'triton is not installed'
 
 
 def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -47,7 +56,11 @@ def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 def precision() -> str:
     """Of products in float32: as PyTorch's own, float32 being three products of tf32."""
-    return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'tf32x3'
+    products = torch.backends.cuda.matmul
+    try:  # newer than allow_tf32, which must not be read once this has been set
+        return 'tf32' if products.fp32_precision == 'tf32' else 'tf32x3'
+    except AttributeError:
+        return 'tf32' if products.allow_tf32 else 'tf32x3'
 
 
 def power_of_2(n: int) -> int:

@@ -147,10 +147,10 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grad = rows(grad.to(q.dtype).flatten(2, 3))
     shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()  # what all logits of a query lose
     _, blocks = blocks_of(q)
-    band = max(1, min(call.H, WORKSPACE // (B * M * K * call.W)))
+    band = max(1, min(call.H, WORKSPACE // max(1, B * M * K * call.W)))
     band = -(-call.H // -(-call.H // band))
     programs = B * M * -(-K // blocks.keys)
-    splits = max(1, min(-(-PROGRAMS // programs), band * call.W // (4 * blocks.queries)))
+    splits = max(1, min(-(-PROGRAMS // max(1, programs)), band * call.W // (4 * blocks.queries)))
     pitch = round_up(band * call.W, 16)
     workspace = q.new_empty(B * M, K, pitch)
     of_k, of_v, of_points = (q.new_zeros(splits, B * M, K, n, dtype=torch.float32) for n in (D, D, 2))
@@ -161,7 +161,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
         bottom = min(top + band, call.H)
         first, last = top * call.W, bottom * call.W
         kernels.backward[(programs * splits,)](
-            *(call.q, call.k, call.v, call.places, call.distances, call.table, grad, log_sum, shared),
+            *(call.q, call.k, call.v, call.places, call.distances, call.table, grad, log_sum.contiguous(), shared),
             *(workspace, of_k, of_v, of_points),
             *(n for x in (call.q, call.k, call.v, grad) for n in x.stride()[:3]),
             *(pitch, B * M, M, M // call.G, Q, K, *call.cells, first, last, splits, scale * LOG2_E),
@@ -174,7 +174,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grads = [of_q, *(x.sum(0).mul_(n).view(k.shape).to(q.dtype) for x, n in ((of_k, scale), (of_v, 1.0)))]
     if table is None:
         return grads
-    of_points = of_points.sum(0).view(B, call.G, -1, K, 2).sum(2)
+    of_points = of_points.sum(0).view(B, call.G, M // call.G, K, 2).sum(2)
     for axis, slope in enumerate(call.slopes):
         of_points[..., axis] *= slope / LOG2_E
     return [*grads, of_points.to(points.dtype), of_table.sum().to(table.dtype)]
@@ -188,7 +188,7 @@ class TableGradient:
         self.tile = [next(n for n in (16, 32, 64) if n >= cells or n == 64) for cells in call.cells]
         tiles = math.prod(-(-cells // n) for cells, n in zip(call.cells, self.tile, strict=True))
         self.programs = len(workspace) * tiles
-        self.splits = max(1, min(-(-2 * PROGRAMS // self.programs), call.K // 8))
+        self.splits = max(1, min(-(-2 * PROGRAMS // max(1, self.programs)), call.K // 8))
         self.total = workspace.new_zeros(self.splits, len(workspace), *call.cells, dtype=torch.float32)
 
     def add(self, top: int, bottom: int) -> None:

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import library, reference
 from ..shapes import exporting
@@ -15,6 +16,7 @@ from . import power_of_2, precision, rows, why_not_heads
 
 # By bytes of a head, at most: queries of a tile along an axis, keys at a time.
 TILES = ((256, 8, 32), (512, 4, 16))
+AT_ONCE = 32 << 20  # gradients of logits in float32
 LOG2_E = math.log2(math.e)
 
 
@@ -76,7 +78,7 @@ def backward(grad, q, k, v, table, out, log_sum, kernel_size: int, scale: float)
     B, M, H, W = log_sum.shape
     grad = rows(grad.to(q.dtype))
     shared = (grad.float() * out.float()).sum(-1).contiguous()  # what all logits of a query lose
-    inputs = call.q, call.k, call.v, call.table, grad, log_sum, shared
+    inputs = call.q, call.k, call.v, call.table, grad, log_sum.contiguous(), shared
     of_q, of_k, of_v = like_map(q), like_map(q), like_map(q)
     of_logits = q.new_empty((B, M, H, kernel_size, W, kernel_size) if table is not None else 0)
     kernels.backward_queries[(call.programs,)](
@@ -100,10 +102,11 @@ def table_gradient(of_logits: Tensor) -> Tensor:
     """From gradients of logits (B, M, H, N, W, N) to (M, 2N-1, 2N-1): by one-hot matrices along x, then along y."""
     B, M, H, N, W, _ = of_logits.shape
     side = torch.arange(2 * N - 1, device=of_logits.device)
-    y, x = (reference.neighbors(n, N, side.device)[1].view(-1, 1) == side for n in (H, W))
-    along = of_logits.view(-1, W * N) @ x.to(of_logits.dtype)
-    along = along.view(B, M, H * N, len(side)).sum(0, dtype=torch.float32)
-    return y.T.to(along.dtype) @ along
+    y, x = ((reference.neighbors(n, N, side.device)[1].view(-1, 1) == side).float() for n in (H, W))
+    along = side.new_zeros(M, H * N, len(side), dtype=torch.float32)
+    for images in of_logits.split(max(1, AT_ONCE // max(1, M * H * N * W * N))):
+        along += (images.float().view(-1, W * N) @ x).view(-1, *along.shape).sum(0)
+    return y.T @ along
 
 
 def _fake_forward(q, k, v, table, kernel_size, scale):
@@ -135,6 +138,7 @@ class Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grads = torch.ops.dat_mm.triton_neighborhood_backward(grad, *ctx.saved_tensors, *ctx.how)
         return *grads, *[None] * (6 - len(grads))

@@ -6,6 +6,7 @@ B batch, G groups, C channels, H x W the map, K = Hk Wk keys.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import library
 from ..shapes import exporting
@@ -96,6 +97,7 @@ class Sample(torch.autograd.Function):
         return torch.ops.dat_mm.triton_sample(x, points)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return torch.ops.dat_mm.triton_sample_backward(grad, *ctx.saved_tensors)
 
@@ -105,7 +107,7 @@ def sample_features(x: Tensor, points: Tensor) -> Tensor:
 
 
 def why_not(x, points) -> str | None:
-    return _why_not(x)
+    return _why_not(x, of=1)
 
 
 def pays(x, points) -> bool:
