@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# On a machine with a GPU, in about 8 minutes: tests of the kernels, then every GPU row of the benchmark.
+# On a machine with a GPU, meant for 8 minutes: tests of the kernels, then every GPU row of the benchmark.
 # Needs torch, triton, timm, numpy, pytest and mmengine, but no installation: run it in the repository.
 # tools/check_gpu.sh [DIR]   results go to DIR (docs/benchmarks); PYTHON=... names another python3
 set -uo pipefail
