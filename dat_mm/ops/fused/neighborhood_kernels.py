@@ -20,6 +20,15 @@ def start_of(i, size, KERNEL: tl.constexpr):
 
 
 @triton.jit
+def tile_of(heads, height, width, TILE: tl.constexpr):
+    """Of this program: pair, image, head, and the first row and column of its tile."""
+    tiles_x = tl.cdiv(width, TILE)
+    tiles = tl.cdiv(height, TILE) * tiles_x
+    pair, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    return pair, pair // heads, pair % heads, tile // tiles_x * TILE, tile % tiles_x * TILE
+
+
+@triton.jit
 def logits_of(products, table, y, x, key_y, key_x, height, width, scale, TABLE: tl.constexpr, KERNEL: tl.constexpr):
     """Logits of queries at y, x and keys at key_y, key_x, which broadcast: -inf where a key is not seen."""
     y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)  # outside is as the border: within the table
@@ -69,12 +78,8 @@ def forward(
     TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tiles_x = tl.cdiv(width, TILE)
-    tiles = tl.cdiv(height, TILE) * tiles_x
-    pair, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    image, head = pair // heads, pair % heads
+    pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
-    top, left = tile // tiles_x * TILE, tile % tiles_x * TILE
     y, x = top + n // TILE, left + n % TILE
     within = (y < height) & (x < width)
     inside = within[:, None] & (d < D)[None, :]
@@ -167,12 +172,8 @@ def backward_queries(
     PRECISION: tl.constexpr,
 ):
     """The gradient of q, and with a table those of the logits: (pair, y, row of the neighborhood, x, its column)."""
-    tiles_x = tl.cdiv(width, TILE)
-    tiles = tl.cdiv(height, TILE) * tiles_x
-    pair, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    image, head = pair // heads, pair % heads
+    pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
-    top, left = tile // tiles_x * TILE, tile % tiles_x * TILE
     y, x = top + n // TILE, left + n % TILE
     within = (y < height) & (x < width)
     inside = within[:, None] & (d < D)[None, :]
@@ -277,12 +278,8 @@ def backward_keys(
     PRECISION: tl.constexpr,
 ):
     """The gradients of k and v, which lie alike."""
-    tiles_x = tl.cdiv(width, TILE)
-    tiles = tl.cdiv(height, TILE) * tiles_x
-    pair, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    image, head = pair // heads, pair % heads
+    pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
-    top, left = tile // tiles_x * TILE, tile % tiles_x * TILE
     key_y, key_x = top + n // TILE, left + n % TILE
     there = ((key_y < height) & (key_x < width))[:, None] & (d < D)[None, :]
     q += image * q_image + head * q_head

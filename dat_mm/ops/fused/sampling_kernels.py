@@ -27,6 +27,23 @@ def load_pixels(x, y, column, height, width, row_step, column_step, there, c):
     return tl.load(x + at[:, None] + c[None, :], mask=inside[:, None] & (c >= 0)[None, :], other=0.0).to(tl.float32)
 
 
+@triton.jit
+def split(t):
+    """The pixel before, and how far on."""
+    before = tl.floor(t)
+    return before, (t - before)[:, None]
+
+
+@triton.jit
+def load_corners(x, y, column, height, width, row_step, column_step, there, c):
+    """The pixels around points: above, left and right, and below."""
+    a = load_pixels(x, y, column, height, width, row_step, column_step, there, c)
+    b = load_pixels(x, y, column + 1, height, width, row_step, column_step, there, c)
+    d = load_pixels(x, y + 1, column, height, width, row_step, column_step, there, c)
+    e = load_pixels(x, y + 1, column + 1, height, width, row_step, column_step, there, c)
+    return a, b, d, e
+
+
 @triton.jit(do_not_specialize=SIZES)
 def forward(
     x,
@@ -51,18 +68,13 @@ def forward(
     points += pair * keys * 2
     x += image * x_image + group * channels
     out += image * keys * groups * channels + group * channels
-    y, column = place(points, at, there, height, 0), place(points, at, there, width, 1)
-    top, left = tl.floor(y), tl.floor(column)
-    part_y, part_x = (y - top)[:, None], (column - left)[:, None]
+    top, part_y = split(place(points, at, there, height, 0))
+    left, part_x = split(place(points, at, there, width, 1))
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         c = tl.where(c < channels, c, -1)
-        a = load_pixels(x, top, left, height, width, x_row, x_column, there, c)
-        b = load_pixels(x, top, left + 1, height, width, x_row, x_column, there, c)
-        above = a + part_x * (b - a)
-        a = load_pixels(x, top + 1, left, height, width, x_row, x_column, there, c)
-        b = load_pixels(x, top + 1, left + 1, height, width, x_row, x_column, there, c)
-        below = a + part_x * (b - a)
+        a, b, d, e = load_corners(x, top, left, height, width, x_row, x_column, there, c)
+        above, below = a + part_x * (b - a), d + part_x * (e - d)
         samples = above + part_y * (below - above)
         to = out + (at * groups * channels)[:, None] + c[None, :]
         tl.store(to, samples.to(out.dtype.element_ty), mask=there[:, None] & (c >= 0)[None, :])
@@ -94,9 +106,8 @@ def backward_points(
     points += pair * keys * 2
     x += image * x_image + group * channels
     grad += image * keys * groups * channels + group * channels
-    y, column = place(points, at, there, height, 0), place(points, at, there, width, 1)
-    top, left = tl.floor(y), tl.floor(column)
-    part_y, part_x = (y - top)[:, None], (column - left)[:, None]
+    top, part_y = split(place(points, at, there, height, 0))
+    left, part_x = split(place(points, at, there, width, 1))
     acc_y = tl.zeros([BLOCK_K], tl.float32)
     acc_x = tl.zeros([BLOCK_K], tl.float32)
     for start in range(0, channels, BLOCK_C):
@@ -105,14 +116,10 @@ def backward_points(
         g = tl.load(
             grad + (at * groups * channels)[:, None] + c[None, :], mask=there[:, None] & (c >= 0)[None, :], other=0.0
         ).to(tl.float32)
-        a = load_pixels(x, top, left, height, width, x_row, x_column, there, c)
-        b = load_pixels(x, top, left + 1, height, width, x_row, x_column, there, c)
-        above, along = a + part_x * (b - a), b - a
-        a = load_pixels(x, top + 1, left, height, width, x_row, x_column, there, c)
-        b = load_pixels(x, top + 1, left + 1, height, width, x_row, x_column, there, c)
-        below = a + part_x * (b - a)
+        a, b, d, e = load_corners(x, top, left, height, width, x_row, x_column, there, c)
+        above, below = a + part_x * (b - a), d + part_x * (e - d)
         acc_y += tl.sum(g * (below - above), 1)
-        acc_x += tl.sum(g * (along + part_y * (b - a - along)), 1)
+        acc_x += tl.sum(g * (b - a + part_y * (e - d - b + a)), 1)
     of_points += pair * keys * 2 + at * 2
     tl.store(of_points, acc_y * 0.5 * (height - 1), mask=there)
     tl.store(of_points + 1, acc_x * 0.5 * (width - 1), mask=there)
