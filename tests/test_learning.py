@@ -26,9 +26,9 @@ TASKS = {
 
 def learn(task, folder, frozen=False, weights=None):
     """The metric after a short training, and the last checkpoint."""
+    from dat_mm.commands.train import train_config
     from dat_mm.engine.checkpoints import latest_checkpoint
     from dat_mm.engine.runner import Runner
-    from dat_mm.engine.training import train_config
 
     config, metric, _, (length, of), data = TASKS[task]
     options = [

@@ -15,8 +15,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.curves import analyze
-    from dat_mm.engine.errors import UserError
+    from dat_mm.commands.analyze import analyze
+    from dat_mm.errors import UserError
 
     try:
         analyze(**vars(args))

@@ -34,8 +34,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.benchmark.bench import benchmark
-    from dat_mm.engine.errors import UserError
+    from dat_mm.benchmark.benchmark import benchmark
+    from dat_mm.errors import UserError
 
     try:
         passed = benchmark(**vars(args))

@@ -20,8 +20,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.browse import browse
-    from dat_mm.engine.errors import UserError
+    from dat_mm.commands.browse_data import browse
+    from dat_mm.errors import UserError
 
     try:
         browse(**vars(args))

@@ -5,8 +5,8 @@ import argparse
 import sys
 from collections import Counter
 
-from dat_mm.checkpoint import read_state_dict, write_state_dict
 from dat_mm.convert import convert
+from dat_mm.weights import read_state_dict, write_state_dict
 
 
 def main():

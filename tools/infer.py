@@ -21,8 +21,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.errors import UserError
-    from dat_mm.engine.infer import infer
+    from dat_mm.commands.infer import infer
+    from dat_mm.errors import UserError
 
     try:
         infer(**vars(args))

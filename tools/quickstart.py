@@ -17,8 +17,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.errors import UserError
-    from dat_mm.engine.quickstart import quickstart
+    from dat_mm.commands.quickstart import quickstart
+    from dat_mm.errors import UserError
 
     try:
         quickstart(Path(__file__).resolve().parents[1], **vars(args))

@@ -26,8 +26,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.errors import UserError
-    from dat_mm.engine.testing import test
+    from dat_mm.commands.test import test
+    from dat_mm.errors import UserError
 
     try:
         test(**vars(args))

@@ -38,8 +38,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from dat_mm.engine.errors import UserError
-    from dat_mm.engine.training import train
+    from dat_mm.commands.train import train
+    from dat_mm.errors import UserError
 
     try:
         train(**vars(args))

@@ -9,9 +9,9 @@ from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner as MMEngineRunner
 
+from ..errors import UserError
 from ..registry import RUNNERS
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
-from .errors import UserError
 from .seeds import IterationSeed, add_draws, fetch_by_draw
 
 

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..arch import Generation, StageSpec
 from ..ops.backends import DEFORMABLE, NEIGHBORHOOD, for_op
-from ..ops.shapes import compiling
+from ..ops.layout import compiling
 from .deformable import DeformableAttention
 from .layers import MLP, ConvMLP, DropPath, conv_last
 from .local import NeighborhoodAttention, PyramidAttention, WindowAttention

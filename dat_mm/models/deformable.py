@@ -11,7 +11,7 @@ from .. import ops
 from ..arch import POSITION_BIASES
 from ..ops import grid
 from ..ops.backends import SAMPLING, check_backend, for_op
-from ..ops.shapes import packed, pad_last
+from ..ops.layout import packed, pad_last
 from .layers import Linear, conv_last
 
 

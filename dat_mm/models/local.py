@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.backends import check_backend
+from ..ops.layout import compiling, crop_last, exporting, packed, pad_last, pad_to_multiple, round_up
 from ..ops.reference import attend
-from ..ops.shapes import compiling, crop_last, exporting, packed, pad_last, pad_to_multiple, round_up
 from .layers import Linear, conv_last
 
 

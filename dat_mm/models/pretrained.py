@@ -7,8 +7,8 @@ import re
 from mmengine.logging import print_log
 from torch import nn
 
-from ..checkpoint import read_state_dict
 from ..convert import convert, is_official
+from ..weights import read_state_dict
 from .resize import resize_tables
 
 _OUTPUT_NORM = re.compile(r'norm\d+\.')  # which of them there are depends on out_indices, here and in the file

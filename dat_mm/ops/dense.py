@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
+from .layout import exporting, trains
 from .separable import hat, slope
-from .shapes import exporting, trains
 
 LOGITS = 4 << 20  # of some images at once, in inference
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
-from .shapes import packed
+from .layout import packed
 
 
 def attend(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, library
-from .shapes import exporting, trains
+from .layout import exporting, trains
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
 BUDGET_ELSEWHERE = 256 << 20

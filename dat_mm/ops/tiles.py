@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
-from .shapes import exporting, trains
+from .layout import exporting, trains
 
 TILE = 8  # queries along an axis, about
 BUDGET = 4 << 20  # bytes of k and v in halos at a time, where nothing is kept for a backward

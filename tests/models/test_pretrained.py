@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from dat_mm import DAT
-from dat_mm.checkpoint import write_state_dict
 from dat_mm.convert import convert
+from dat_mm.weights import write_state_dict
 
 STAGES = [dict(dim=32, heads=2, kinds='LD'), dict(dim=64, heads=4, kinds='SD', groups=2)]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import grid, library
-from ..shapes import exporting, round_up
+from ..layout import exporting, round_up
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
 WORKSPACE = 48 << 20  # logits of a band

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import library, reference
-from ..shapes import exporting
+from ..layout import exporting
 from . import power_of_2, precision, rows, why_not_heads
 
 # By bytes of a head, at most: queries of a tile along an axis, keys at a time.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import library
-from ..shapes import exporting
+from ..layout import exporting
 from . import power_of_2, precision, rows
 from . import why_not as _why_not
 

@@ -8,10 +8,10 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
 
-from .checkpoints import check_fit, open_checkpoint
-from .errors import UserError
-from .files import check_data
-from .setup import (
+from ..engine.checkpoints import check_fit, open_checkpoint
+from ..errors import UserError
+from .checks import check_data
+from .config import (
     fix_workers,
     import_toolbox,
     leave_launcher,
@@ -105,7 +105,7 @@ def test(
     check_data(cfg, ('test',))
     set_launcher(cfg, launcher, local_rank)
 
-    from .runner import Runner
+    from ..engine.runner import Runner
 
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 
-from ...arch import ARCHS
+from ..arch import ARCHS
 from ..errors import UserError
 
 MODES = ('inference', 'backward', 'training')  # backward: forward and backward; training: with a step of AdamW too
@@ -63,7 +63,7 @@ def check_peer(peer: str) -> None:
 
 def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device, compiled) -> list[list[Case]]:
     """All combinations; those that differ in nothing but the model are a group, to be timed side by side."""
-    from ...ops.backends import DEFORMABLE, NEIGHBORHOOD
+    from ..ops.backends import DEFORMABLE, NEIGHBORHOOD
 
     check_one_of('arch', archs, (*ARCHS, OP))
     check_one_of('backend', backends, tuple(dict.fromkeys(('auto', *DEFORMABLE, *NEIGHBORHOOD))))

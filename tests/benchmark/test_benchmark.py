@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dat_mm.engine.benchmark import bench, report, run
-from dat_mm.engine.benchmark.cases import OP, Case
-from dat_mm.engine.benchmark.run import Result
-from dat_mm.engine.benchmark.subject import Subject
-from dat_mm.engine.benchmark.suites import SUITES, Target
+from dat_mm.benchmark import benchmark as bench
+from dat_mm.benchmark import report, run
+from dat_mm.benchmark.cases import OP, Case
+from dat_mm.benchmark.run import Result
+from dat_mm.benchmark.subject import Subject
+from dat_mm.benchmark.suites import SUITES, Target
 
 spec = importlib.util.spec_from_file_location('tool_benchmark', Path(__file__).parents[2] / 'tools' / 'benchmark.py')
 tool = importlib.util.module_from_spec(spec)

@@ -25,8 +25,8 @@ def draw_predictions(data_root, predictions, path, *, columns=6, first=0, zoom=2
     import cv2
     import numpy as np
 
-    from ..datasets.shapes import write_image
-    from ..datasets.sheet import draw_objects, paste
+    from ...datasets.shapes import write_image
+    from ...datasets.sheet import draw_objects, paste
 
     data_root = Path(data_root)
     content = json.loads((data_root / 'annotations/instances_val.json').read_text())

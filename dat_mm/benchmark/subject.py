@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ... import ops
-from ...complexity import Classifier
-from ...models import DAT, DeformableAttention
+from .. import ops
+from ..complexity import Classifier
 from ..errors import UserError
+from ..models import DAT, DeformableAttention
 from .cases import OP, Case
 
 CLASSES = 1000

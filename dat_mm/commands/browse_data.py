@@ -9,9 +9,9 @@ import torch
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import Runner, set_random_seed
 
-from .errors import UserError
-from .files import check_data
-from .setup import fix_workers, import_toolbox, load_config, set_loader_defaults
+from ..errors import UserError
+from .checks import check_data
+from .config import fix_workers, import_toolbox, load_config, set_loader_defaults
 
 
 def to_picture(image, preprocessor) -> np.ndarray:

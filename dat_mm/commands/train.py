@@ -3,11 +3,10 @@
 
 from mmengine.logging import print_log
 
-from .checkpoints import read_meta
-from .errors import UserError
-from .files import check_data, check_weights
-from .precision import cast_focal_losses, set_precision
-from .setup import (
+from ..engine.checkpoints import read_meta
+from ..errors import UserError
+from .checks import check_data, check_weights
+from .config import (
     fix_workers,
     import_toolbox,
     leave_launcher,
@@ -16,6 +15,7 @@ from .setup import (
     set_loader_defaults,
     set_work_dir,
 )
+from .precision import cast_focal_losses, set_precision
 
 
 def add_tensorboard(cfg) -> None:
@@ -92,7 +92,7 @@ def _tell_start(cfg) -> None:
 def train(config, **options):
     """Trains the model of a config; the options are those of tools/train.py."""
     cfg = train_config(config, **options)
-    from .runner import Runner
+    from ..engine.runner import Runner
 
     runner = Runner.from_cfg(cfg)
     if cfg.optim_wrapper.get('dtype') == 'bfloat16':

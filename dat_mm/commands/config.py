@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
-from .errors import UserError
+from ..errors import UserError
 
 TOOLBOXES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
 # What a config may be without and a user may well set.
@@ -49,7 +49,7 @@ def load_config(path, options=()) -> Config:
     except (KeyError, TypeError, IndexError, AssertionError) as error:
         raise UserError(f'--cfg-options {" ".join(options)}: {error}') from error
     if 'data_root' in options:
-        from .config import set_data_root
+        from .data_root import set_data_root
 
         try:
             set_data_root(cfg, options['data_root'])

@@ -69,7 +69,7 @@ def _restricted_load(file, **kwargs):
     return _Unpickler(file, **kwargs).load()
 
 
-_RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_restricted_load, __name__='dat_mm.checkpoint')
+_RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_restricted_load, __name__='dat_mm.weights')
 
 
 def _read(path: Path):

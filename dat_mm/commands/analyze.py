@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 # Logged beside the losses and the metrics.
 BESIDES = {'base_lr', 'data_time', 'epoch', 'grad_norm', 'iter', 'lr', 'memory', 'momentum', 'step', 'time'}

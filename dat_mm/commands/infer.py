@@ -9,10 +9,10 @@ import numpy as np
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
-from .checkpoints import check_fit, open_checkpoint
-from .config import nodes
-from .errors import UserError
-from .setup import import_toolbox, load_config
+from ..engine.checkpoints import check_fit, open_checkpoint
+from ..errors import UserError
+from .config import import_toolbox, load_config
+from .data_root import nodes
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

@@ -5,8 +5,8 @@ import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
-from .config import nodes
-from .errors import UserError
+from ..errors import UserError
+from .data_root import nodes
 
 DTYPES = ('float16', 'bfloat16')
 

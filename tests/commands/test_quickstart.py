@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIGURES = {f'{prefix}{name}' for prefix in ('', 'scratch_') for name in ('box_AP50', 'mask_AP50', 'box_AP', 'mask_AP')}
 PICTURES = ('predictions.png', 'losses.png', 'metrics.png', 'classifier/losses.png', 'classifier/metrics.png')
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 
+from dat_mm.commands.checks import check_data, nearest_shapes_config
+from dat_mm.commands.config import load_config, parse_options
+from dat_mm.commands.precision import cast_focal_losses, set_precision
+from dat_mm.commands.train import train, train_config
 from dat_mm.engine.checkpoints import check_fit, latest_checkpoint, open_checkpoint, read_meta
-from dat_mm.engine.errors import UserError
-from dat_mm.engine.files import check_data, nearest_shapes_config
-from dat_mm.engine.precision import cast_focal_losses, set_precision
-from dat_mm.engine.setup import load_config, parse_options
-from dat_mm.engine.training import train, train_config
+from dat_mm.errors import UserError
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 
@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.mark.parametrize(('arguments', 'message'), CASES.values(), ids=CASES)
 def test_one_line(arguments, message, tiny_config, monkeypatch):
-    for module in ('mmengine.device', 'dat_mm.engine.precision'):
+    for module in ('mmengine.device', 'dat_mm.commands.precision'):
         monkeypatch.setattr(f'{module}.get_device', lambda: 'cpu')
     monkeypatch.delenv('RANK', raising=False)
     arguments = {'config': tiny_config('mmpretrain'), **arguments}
@@ -99,7 +99,7 @@ def test_mixed_precision_of_a_config_is_off_on_the_cpu():
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_bfloat16_takes_the_kernels_that_have_it(dtype, monkeypatch):
-    monkeypatch.setattr('dat_mm.engine.precision.get_device', lambda: 'cuda')
+    monkeypatch.setattr('dat_mm.commands.precision.get_device', lambda: 'cuda')
     roi = dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign', output_size=7)))
     cfg = Config(dict(model=dict(roi_head=[roi]), optim_wrapper=dict(type='OptimWrapper', optimizer={})))
     set_precision(cfg, amp_dtype=dtype)
@@ -121,7 +121,7 @@ def test_focal_losses_get_float32():
 
 def test_options_are_merged_and_a_new_key_is_told(tiny_config, monkeypatch):
     told = []
-    monkeypatch.setattr('dat_mm.engine.setup.print_log', lambda message, **_: told.append(message))
+    monkeypatch.setattr('dat_mm.commands.config.print_log', lambda message, **_: told.append(message))
     config = tiny_config('mmpretrain')
     assert load_config(config, ['train_cfg.max_epochs=7']).train_cfg.max_epochs == 7
     assert not told

@@ -20,8 +20,8 @@ from importlib.metadata import packages_distributions, version
 from itertools import chain
 from pathlib import Path
 
-from .checkpoints import latest_checkpoint
-from .errors import UserError
+from ...engine.checkpoints import latest_checkpoint
+from ...errors import UserError
 
 CLASSIFIER = 'datpp-nano_1xb32_shapes'
 DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb4_shapes'
@@ -201,7 +201,7 @@ def evaluate(config, checkpoint, options, root):
     """A step that tests on the held-out scenes and keeps the predictions."""
 
     def run(step):
-        from .testing import test
+        from ..test import test
 
         out = step.folder / 'predictions.pkl'
         path = root / f'configs/shapes/{config}.py'
@@ -233,7 +233,7 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
     import torch
     from mmengine.device import get_device
 
-    from ..datasets import ensure_shapes
+    from ...datasets import ensure_shapes
 
     torch.set_num_threads(max(1, usable_cores() // len(LANES)))  # it tests while the other lane trains
     root, work_dir = Path(root), Path(work_dir)
@@ -270,8 +270,8 @@ def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=
 
 def report(work_dir, data_root, states, device) -> dict:
     """Pictures and summary.json."""
-    from .curves import analyze
-    from .quickstart_pictures import draw_predictions
+    from ..analyze import analyze
+    from .pictures import draw_predictions
 
     start, detectors = time.monotonic(), ('pretrained', 'scratch')
     predictions = {name: work_dir / name / 'test/predictions.pkl' for name in detectors}

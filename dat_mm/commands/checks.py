@@ -5,8 +5,8 @@ import os
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from .config import nodes
-from .errors import UserError
+from ..errors import UserError
+from .data_root import nodes
 
 
 def _is_remote(path):
