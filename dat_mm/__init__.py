@@ -13,6 +13,9 @@ _PUBLIC = {
     'StageSpec': 'dat_mm.arch',
     'deformable_attention': 'dat_mm.ops',
     'neighborhood_attention': 'dat_mm.ops',
+    'register_attention': 'dat_mm.models',
+    'register_position_bias': 'dat_mm.models',
+    'set_backend': 'dat_mm.models',
 }
 __all__ = ['__version__', *_PUBLIC]
 

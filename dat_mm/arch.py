@@ -7,10 +7,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
-# One letter a block: L window, S shifted window, N neighborhood, D deformable, P pyramid, X depthwise convolution.
-KINDS = 'LSNDPX'
-POSITION_BIASES = ('relative', 'depthwise', 'fixed', 'log', 'none')
+# One letter a block. The classes are in models/attention.py; others may add theirs there.
+KINDS = {
+    'L': 'attention in windows',
+    'S': 'attention in shifted windows',
+    'N': 'attention in neighborhoods',
+    'D': 'deformable attention',
+    'P': 'attention to a map reduced by a strided convolution',
+    'G': 'attention to the whole map',
+    'X': 'a depthwise convolution in place of attention',
+}
+# The classes are in models/position_bias.py; others may add theirs there.
+POSITION_BIASES = {
+    'relative': 'a table by displacement, interpolated',
+    'depthwise': 'a depthwise convolution of the queries',
+    'fixed': 'a table by query and key',
+    'log': 'an MLP of the displacement on a logarithmic scale',
+    'none': 'nothing',
+}
 OFFSET_KERNELS = (9, 7, 5, 3)
+
+
+def add_to_table(table: dict[str, str], name: str, what: str, title: str) -> None:
+    """Adds a name to one of the tables above; one that is taken is an error."""
+    if name in table:
+        raise ValueError(f'{title} {name!r} is there already: {table[name]}')
+    table[name] = what
+
+
+def describe(table: dict[str, str]) -> str:
+    return ', '.join(f'{name} ({what})' for name, what in table.items())
 
 
 @dataclass(frozen=True)
@@ -27,7 +53,7 @@ class StageSpec:
     offset_kernel: int | None = None  # D: None is 9, 7, 5, 3 by stage
     range_factor: float | None = None  # D: None is the generation's; below 0, offsets are not limited
     offsets: bool = True  # D: False keeps the points on the grid
-    position_bias: str = 'relative'  # D: relative, depthwise, fixed, log, none
+    position_bias: str | None = None  # D: see POSITION_BIASES; None is 'relative', and 'none' where keys are pooled
     reduction: int = 1  # P: queries per key along an axis
 
     def __post_init__(self):
@@ -35,7 +61,7 @@ class StageSpec:
             object.__setattr__(self, 'depth', len(self.kinds))
         unknown = sorted(set(self.kinds) - set(KINDS))
         rules = (
-            (not unknown, f'kinds={self.kinds!r} has {unknown}: the kinds are {", ".join(KINDS)}'),
+            (not unknown, f'kinds={self.kinds!r} has {unknown}: the kinds are {describe(KINDS)}'),
             (self.kinds, 'kinds is empty: a stage has at least one block'),
             (
                 self.depth == len(self.kinds),
@@ -50,7 +76,7 @@ class StageSpec:
                 f'heads={self.heads} is not a multiple of groups={self.groups}',
             ),
             (
-                self.position_bias in POSITION_BIASES,
+                self.position_bias in (None, *POSITION_BIASES),
                 f'position_bias={self.position_bias!r} is not one of {", ".join(POSITION_BIASES)}',
             ),
             (self.window_size > 0, f'window_size={self.window_size} is not positive'),
@@ -64,6 +90,16 @@ class StageSpec:
         for holds, rule in rules:
             if not holds:
                 raise ValueError(rule)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attention stands: what it is given beside its StageSpec."""
+
+    map_size: tuple[int, int]  # at the training resolution
+    convention: str  # of the coordinates: see ops/grid.py
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +156,9 @@ ARCHS = {
 def _one_a_stage(name, value, stages):
     known = [field.name for field in fields(StageSpec)]
     if name not in known:
-        raise TypeError(f'{name!r} is not a field of StageSpec: those are {", ".join(known)}')
+        raise TypeError(
+            f'there is an unexpected keyword argument {name!r}; the fields of a stage are {", ".join(known)}'
+        )
     values = list(value) if isinstance(value, list | tuple) else [value] * len(stages)
     if len(values) != len(stages):
         raise ValueError(f'{name}={value!r} has {len(values)} values for {len(stages)} stages')
@@ -156,5 +194,7 @@ def resolve(arch: str | Sequence, generation: str | None = None, **overrides) ->
             raise ValueError(f'stage {i}: {error}') from None
         kernel = OFFSET_KERNELS[min(i, 3)] if stage.offset_kernel is None else stage.offset_kernel
         factor = GENERATIONS[generation].range_factor if stage.range_factor is None else stage.range_factor
-        stages[i] = replace(stage, offset_kernel=kernel, range_factor=factor)
+        pooled = not stage.offsets and GENERATIONS[generation].convention == 'datpp'
+        bias = ('none' if pooled else 'relative') if stage.position_bias is None else stage.position_bias
+        stages[i] = replace(stage, offset_kernel=kernel, range_factor=factor, position_bias=bias)
     return Arch(generation, tuple(stages), found.drop_path_rate)

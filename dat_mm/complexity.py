@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .models.backend import set_backend
+
 
 @dataclass
 class Part:
@@ -21,21 +23,20 @@ class Part:
     offset_macs: int = 0  # those of their offset networks
 
 
-def use_reference(model: nn.Module) -> nn.Module:
-    """Sets the ops to plain PyTorch: the counter sees no fused or compiled kernel, and no tricks with the bias."""
-    for module in model.modules():
-        if hasattr(module, 'backend'):
-            module.backend = 'reference'
-    return model
-
-
 def count_parts(model: nn.Module, *inputs, backbone: str = 'backbone', **kwargs) -> list[Part]:
     """What the stages of a backbone, at the attribute of that name ('' is the model itself), and the rest cost.
 
-    Runs one forward pass in eval mode; a downsampling counts with the stage that it leads to.
+    Runs one forward pass in eval mode and in plain PyTorch, of which the counter sees every product; the model is left
+    as it was. A downsampling counts with the stage that it leads to.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        use_reference(model).eval()(*inputs, **kwargs)
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad(), set_backend(model, 'reference'), FlopCounterMode(display=False) as counter:
+            model(*inputs, **kwargs)
+    finally:
+        for module in training:
+            module.training = True
     macs = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
 
     root = '.'.join(filter(None, (type(model).__name__, backbone)))

@@ -42,9 +42,9 @@ BACKBONE_KEYS = (
     (_ATTN + r'conv_offset\.0\.(.*)', _OURS + r'attn.offset_net.conv.\3'),  # D
     (_ATTN + r'conv_offset\.1\.norm\.(.*)', _OURS + r'attn.offset_net.norm.\3'),
     (_ATTN + r'conv_offset\.3\.(.*)', _OURS + r'attn.offset_net.proj.\3'),
-    (_ATTN + 'rpe_table', _OURS + 'attn.position_bias_table'),  # relative, fixed
-    (_ATTN + r'rpe_table\.(weight|bias)', _OURS + r'attn.position_bias_conv.\3'),  # depthwise
-    (_ATTN + r'rpe_table\.(\d+\..*)', _OURS + r'attn.position_bias_mlp.\3'),  # log
+    (_ATTN + 'rpe_table', _OURS + 'attn.position_bias.table'),  # relative, fixed
+    (_ATTN + r'rpe_table\.(weight|bias)', _OURS + r'attn.position_bias.conv.\3'),  # depthwise
+    (_ATTN + r'rpe_table\.(\d+\..*)', _OURS + r'attn.position_bias.mlp.\3'),  # log
     (_ATTN + '(relative_position_bias_table|qkv\\..*|proj_[qkv]\\..*)', _OURS + r'attn.\3'),
 )
 _PATTERNS = tuple((re.compile(pattern), ours) for pattern, ours in BACKBONE_KEYS)
@@ -64,6 +64,21 @@ def rename(key: str) -> str | None:
         if match := pattern.fullmatch(key):
             return ours(match) if callable(ours) else match.expand(ours)
     return None
+
+
+# Keys of this package before its position biases were modules of their own; the windows' tables keep theirs.
+_OLD = re.compile(r'(^|\.)position_bias_(table|conv|mlp)(?=$|\.)')
+
+
+def current_key(key: str) -> str:
+    """A key of an earlier version of this package as it is now."""
+    return _OLD.sub(r'\1position_bias.\2', key)
+
+
+def rename_old_keys(state_dict: dict, prefix: str = '') -> None:
+    """Gives the keys of an earlier version below a prefix their present names, in place."""
+    for key in [key for key in state_dict if key.startswith(prefix) and current_key(key) != key]:
+        state_dict[current_key(key)] = state_dict.pop(key)
 
 
 def is_official(state_dict: Mapping) -> bool:

@@ -91,7 +91,7 @@ def count_logits(model: nn.Module, size) -> int:
         height, width = (-(-n // (4 << i)) for n in size)
         for module in stage.modules():
             if isinstance(module, DeformableAttention):
-                total += module.heads * height * width * math.prod(module.offset_net.map_size(height, width))
+                total += module.heads * height * width * math.prod(module.offset_net.key_map_size(height, width))
     return total
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..convert import current_key
 from ..errors import UserError
 
 _STATISTICS = ('current', 'max', 'mean', 'min')
@@ -80,7 +81,7 @@ def read_meta(path: str | Path) -> dict:
 
 def check_fit(model, content: dict, path: str | Path) -> None:
     """mmengine loads what fits and runs on, were it nothing: raises unless all the model's parameters are there."""
-    weights = {key.removeprefix('module.') for key in content.get('state_dict', content)}
+    weights = {current_key(key.removeprefix('module.')) for key in content.get('state_dict', content)}
     own = [name for name, _ in model.named_parameters()]
     missing = [name for name in own if name not in weights]
     if missing:

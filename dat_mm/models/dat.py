@@ -7,13 +7,13 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..arch import GENERATIONS, resolve
-from ..ops.backends import check_backend
+from ..arch import GENERATIONS, Site, resolve
+from ..ops.layout import channels_first, channels_last
 from ..registry import MODELS
+from .backend import set_backend
 from .blocks import Stage
 from .layers import ConvStem, OverlappingConv, PatchConv
-from .pretrained import load_pretrained
-from .resize import resize_tables
+from .pretrained import fit_tables, load_pretrained
 
 
 def _pair(size) -> tuple[int, int]:
@@ -34,12 +34,12 @@ class DAT(BaseModule):
         arch: a name (see ``dat_mm.ARCHS``), or a list of StageSpecs or of dicts of their fields.
         img_size: the training resolution, a number or (height, width): it sets the size of the bias tables.
         generation: 'dat', 'datp' or 'datpp'; None is that of the name, and 'datpp' for a list.
-        window_size, kinds, groups, key_stride, offset_kernel, range_factor, offsets, position_bias, reduction: fields
-            of StageSpec; one value for all stages or a list with one for each, None keeps what the arch says.
         drop_path_rate: of the last block, growing from 0 at the first; None is the arch's.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         with_cp: recompute activations in the backward pass.
-        backend: of the op that has one of this name, the other chooses for itself; see dat_mm/ops/backends.py.
+        backend: a name from ops/backends.py; ops without a backend of that name use 'auto'.
+        stage_fields: fields of StageSpec (kinds, window_size, groups, position_bias, ...), each one value for all
+            stages or a list with one for each; None keeps what the arch says. Any other name is an error.
     """
 
     def __init__(
@@ -49,15 +49,6 @@ class DAT(BaseModule):
         img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         generation: str | None = None,
-        window_size=None,
-        kinds=None,
-        groups=None,
-        key_stride=None,
-        offset_kernel=None,
-        range_factor=None,
-        offsets=None,
-        position_bias=None,
-        reduction=None,
         drop_path_rate: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -66,23 +57,11 @@ class DAT(BaseModule):
         with_cp: bool = False,
         backend: str = 'auto',
         init_cfg=None,
+        **stage_fields,
     ):
         super().__init__(init_cfg)
-        self.arch = resolve(
-            arch,
-            generation,
-            window_size=window_size,
-            kinds=kinds,
-            groups=groups,
-            key_stride=key_stride,
-            offset_kernel=offset_kernel,
-            range_factor=range_factor,
-            offsets=offsets,
-            position_bias=position_bias,
-            reduction=reduction,
-        )
+        self.arch = resolve(arch, generation, **stage_fields)
         stages, generation = self.arch.stages, GENERATIONS[self.arch.generation]
-        check_backend(backend)
         self.in_channels = in_channels
         self.out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         for i in self.out_indices:
@@ -103,18 +82,10 @@ class DAT(BaseModule):
         self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
         height, width = _pair(img_size)
         for i, spec in enumerate(stages):
-            self.stages.append(
-                Stage(
-                    spec,
-                    generation,
-                    map_size=(-(-height // (4 << i)), -(-width // (4 << i))),
-                    drop_path=[rates.pop(0) for _ in spec.kinds],
-                    drop_rate=drop_rate,
-                    attn_drop=attn_drop_rate,
-                    with_cp=with_cp,
-                    backend=backend,
-                )
-            )
+            map_size = -(-height // (4 << i)), -(-width // (4 << i))
+            site = Site(map_size, generation.convention, attn_drop_rate, drop_rate)
+            drop_path = [rates.pop(0) for _ in spec.kinds]
+            self.stages.append(Stage(spec, generation, site, drop_path=drop_path, with_cp=with_cp))
             if i + 1 < len(stages):
                 dims = spec.dim, stages[i + 1].dim
                 self.downsamples.append(
@@ -123,11 +94,9 @@ class DAT(BaseModule):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(stages[i].dim))
 
-        self._register_load_state_dict_pre_hook(self._resize_tables)
+        self._register_load_state_dict_pre_hook(lambda state_dict, prefix, *_: fit_tables(self, state_dict, prefix))
+        set_backend(self, backend)
         self._freeze()
-
-    def _resize_tables(self, state_dict, prefix, *_):
-        resize_tables(self, state_dict, prefix)
 
     def _freeze(self):
         if self.frozen_stages < 0:
@@ -162,16 +131,12 @@ class DAT(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'the input has shape {tuple(x.shape)}, not (B, {self.in_channels}, H, W)')
-        x = x.permute(0, 2, 3, 1)  # (B, H, W, C) from here
-        if x.device.type == 'cpu':  # or the stem's convolution answers channels first, and its norm copies that
-            x = x.contiguous()
-        x = self.stem(x)
+        x = self.stem(channels_last(x))  # (B, H, W, C) from here
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                # Contiguous: some compiled ops of mmcv read raw memory.
-                outputs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
+                outputs.append(channels_first(getattr(self, f'norm{i}')(x)))
             if i + 1 < len(self.stages):
                 x = self.downsamples[i](x)
         return tuple(outputs)

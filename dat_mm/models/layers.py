@@ -4,58 +4,11 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from ..ops.layout import compiling, pad_to_multiple
-
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-
-
-def one_kernel_dtype(x: Tensor) -> torch.dtype | None:
-    """In which a linear layer runs as one kernel of oneDNN, which knows no autocast; None where it may not."""
-    if x.device.type != 'cpu' or not _ONEDNN or compiling():
-        return None
-    dtype, autocast = x.dtype, _autocast_dtype()
-    if torch.is_grad_enabled():
-        return dtype if dtype == torch.float32 and autocast is None else None
-    dtype = autocast or dtype
-    return dtype if dtype in (torch.float32, torch.bfloat16) else None
-
-
-def _autocast_dtype() -> torch.dtype | None:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-
-
-def one_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = 'none') -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], 'none')
-
-
-class LinearFunction(torch.autograd.Function):
-    """oneDNN is a tenth faster than the default, but for the gradient of the weight."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, bias):
-        return one_kernel(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight if torch.is_grad_enabled() else one_kernel(grad, weight.t())
-        grad = grad.flatten(0, -2)
-        if ctx.needs_input_grad[1]:
-            grad_weight = grad.t() @ x.flatten(0, -2)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias
+from .. import ops
+from ..ops.backends import FEED_FORWARD, LINEAR, for_op
+from ..ops.layout import pad_to_multiple
 
 
 def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
@@ -63,21 +16,18 @@ def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Linear(nn.Linear):
-    """A linear layer, with GELU after it if asked; on a CPU by oneDNN, in inference with the GELU in one kernel."""
+class Projection(nn.Linear):
+    """A linear layer of a map, with GELU after it if asked."""
 
-    def __init__(self, dim: int, out_dim: int, bias: bool = True, *, gelu: bool = False, backend: str = 'auto'):
+    backend = 'auto'
+
+    def __init__(self, dim: int, out_dim: int, bias: bool = True, *, activation: str = 'none'):
         super().__init__(dim, out_dim, bias)
-        self.gelu = gelu
-        self.backend = backend
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = None if self.backend == 'reference' else one_kernel_dtype(x)
-        if dtype and not torch.is_grad_enabled():
-            x, weight, bias = (None if t is None else t.to(dtype) for t in (x, self.weight, self.bias))
-            return one_kernel(x, weight, bias, 'gelu' if self.gelu else 'none')
-        x = LinearFunction.apply(x, self.weight, self.bias) if dtype else super().forward(x)
-        return F.gelu(x) if self.gelu else x
+        backend = for_op(self.backend, LINEAR)
+        return ops.linear(x, self.weight, self.bias, activation=self.activation, backend=backend)
 
 
 class DropPath(nn.Module):
@@ -98,32 +48,68 @@ class DropPath(nn.Module):
         return f'rate={self.rate:.3f}'
 
 
-class MLP(nn.Module):
-    halo = 0  # pixels around each that it looks at
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+_PLAIN = (Projection, nn.Conv2d, nn.Dropout)
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto', gelu: bool = True):
+
+def are_plain(*layers: nn.Module) -> bool:
+    """Whether calling these layers does what their weights say and no more.
+
+    It does not where somebody watches a layer by a hook, has put another one in its place, or where dropout is at work.
+    """
+    if any(getattr(torch_module, f'_global{hooks}') for hooks in _HOOKS):
+        return False
+    return all(
+        type(layer) in _PLAIN
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+        and not (isinstance(layer, nn.Dropout) and layer.p and layer.training)
+        for layer in layers
+    )
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them, on each pixel.
+
+    They are one op as long as nobody looks inside; else each layer is called, once, with the whole map.
+    """
+
+    backend = 'auto'
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, *, activation: str = 'gelu'):
         super().__init__()
-        self.linear1 = Linear(dim, hidden, gelu=gelu, backend=backend)
-        self.linear2 = Linear(hidden, dim, backend=backend)
-        self.drop = nn.Dropout(drop)
+        self.linear1 = Projection(dim, hidden, activation=activation)
+        self.drop1 = nn.Dropout(drop)
+        self.linear2 = Projection(hidden, dim)
+        self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.linear2(self.drop(self.linear1(x))))
+        if not are_plain(*self.children()):
+            return self.drop2(self.linear2(self.hidden(x)))
+        weights = (y for layer in (self.linear1, self.linear2) for y in (layer.weight, layer.bias))
+        return ops.feed_forward(x, *weights, **self.between(), backend=for_op(self.backend, FEED_FORWARD))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the second linear layer gets."""
+        return self.drop1(self.linear1(x))
+
+    def between(self) -> dict:
+        """What the op is given beside the two linear layers."""
+        return {}
 
 
 class ConvMLP(MLP):
     """An MLP that looks at the neighboring pixels before its activation."""
 
-    halo = 1
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, backend: str = 'auto'):
-        super().__init__(dim, hidden, drop, backend, gelu=False)
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
+        super().__init__(dim, hidden, drop, activation='none')
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.linear1(x)).permute(0, 3, 1, 2)
-        x = self.conv(x).add_(x)  # in place, for such maps are the largest there are
-        return self.drop(self.linear2(F.gelu(x).permute(0, 2, 3, 1)))
+    def hidden(self, x: Tensor) -> Tensor:
+        x = self.drop1(self.linear1(x))
+        return F.gelu(x + conv_last(self.conv, x))
+
+    def between(self) -> dict:
+        return dict(conv_weight=self.conv.weight, conv_bias=self.conv.bias)
 
 
 class PatchConv(nn.Module):

@@ -7,9 +7,8 @@ import re
 from mmengine.logging import print_log
 from torch import nn
 
-from ..convert import convert, is_official
+from ..convert import convert, is_official, rename_old_keys
 from ..weights import read_state_dict
-from .resize import resize_tables
 
 _OUTPUT_NORM = re.compile(r'norm\d+\.')  # which of them there are depends on out_indices, here and in the file
 
@@ -17,6 +16,21 @@ _OUTPUT_NORM = re.compile(r'norm\d+\.')  # which of them there are depends on ou
 def _some(names, n=3):
     names = list(names)
     return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
+
+
+def fit_tables(model: nn.Module, state_dict: dict, prefix: str = '') -> None:
+    """Makes a state dict, in place, one of this model: keys of earlier versions, bias tables of other resolutions.
+
+    A module with such tables has a method resized(name, value).
+    """
+    rename_old_keys(state_dict, prefix)
+    for name, module in model.named_modules():
+        if not hasattr(module, 'resized'):
+            continue
+        for key, own in module.named_parameters(recurse=False):
+            full = f'{prefix}{name}.{key}'
+            if full in state_dict and state_dict[full].shape != own.shape:
+                state_dict[full] = module.resized(key, state_dict[full])
 
 
 def load_pretrained(
@@ -48,9 +62,10 @@ def load_pretrained(
         state_dict = inside
 
     own = model.state_dict()
-    resized = {key: value.shape for key, value in state_dict.items()}
-    resize_tables(model, state_dict)
-    resized = [key for key, shape in resized.items() if state_dict[key].shape != shape]
+    rename_old_keys(state_dict)
+    shapes = {key: value.shape for key, value in state_dict.items()}
+    fit_tables(model, state_dict)
+    resized = [key for key, shape in shapes.items() if state_dict[key].shape != shape]
     fitting = {key: value for key, value in state_dict.items() if key in own and value.shape == own[key].shape}
     missing = [key for key in own if key not in state_dict and not _OUTPUT_NORM.match(key)]
     unexpected = [key for key in state_dict if key not in own and not _OUTPUT_NORM.match(key)]

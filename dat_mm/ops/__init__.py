@@ -1,14 +1,24 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The two attentions and the sampling, as functions of tensors. They need torch and nothing else.
+"""What the models compute, as functions of tensors. They need torch and nothing else.
+
+Deformable attention, neighborhood attention and the sampling of features are meant for other models too; attention in
+windows, linear layers and the feed-forward part of a block are here because what makes them fast is.
 
 B batch, G groups, M heads, D head width, H x W the map, K keys.
 """
 
 from torch import Tensor
 
-from . import backends, grid
+from . import backends, grid, reference
 
-__all__ = ['deformable_attention', 'neighborhood_attention', 'sample_features']
+__all__ = [
+    'deformable_attention',
+    'feed_forward',
+    'linear',
+    'neighborhood_attention',
+    'sample_features',
+    'window_attention',
+]
 
 
 def _check(rules):
@@ -125,3 +135,70 @@ def sample_features(x: Tensor, points: Tensor, *, backend: str = 'auto') -> Tens
         )
     )
     return backends.choose(backends.SAMPLING, backend, dict(x=x, points=points))(x, points)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    backend: str = 'auto',
+) -> Tensor:
+    """Attention within each window, with a bias by query and key and a mask by window, both added to the logits.
+
+    q, k, v (B, rows, columns, M, N, D) with N pixels a window; bias (M, N, N); mask (rows, columns, N, N) or None.
+    Returns (B, rows, columns, M, N, D).
+    """
+    _check(((q.ndim == 6, f'q has shape {tuple(q.shape)}, not (B, rows, columns, M, N, D)'),))
+    _, rows, columns, M, N, _ = q.shape
+    _check(
+        (
+            (k.shape == q.shape, f'k has shape {tuple(k.shape)}, q {tuple(q.shape)}: they must be the same'),
+            (
+                v.shape[:5] == q.shape[:5],
+                f'v has shape {tuple(v.shape)}, q {tuple(q.shape)}: all but D must be the same',
+            ),
+            (bias.shape == (M, N, N), f'bias has shape {tuple(bias.shape)}, not {(M, N, N)}'),
+            (
+                mask is None or mask.shape == (rows, columns, N, N),
+                f'mask has shape {None if mask is None else tuple(mask.shape)}, not {(rows, columns, N, N)}',
+            ),
+        )
+    )
+    call = dict(q=q, k=k, v=v, bias=bias, mask=mask, dropout=dropout)
+    return backends.choose(backends.WINDOW, backend, call)(**call)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = 'none', backend: str = 'auto'
+) -> Tensor:
+    """x (..., C) times weight (C_out, C), plus a bias (C_out,), through an activation: 'none' or 'gelu'."""
+    known = reference.ACTIVATIONS
+    _check(((activation in known, f'activation={activation!r} is not one of {", ".join(known)}'),))
+    call = dict(x=x, weight=weight, bias=bias, activation=activation)
+    return backends.choose(backends.LINEAR, backend, call)(**call)
+
+
+def feed_forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """A linear layer, GELU and a second linear layer on each pixel of x (B, H, W, C).
+
+    With conv_weight (C_hidden, 1, n, n), n odd, a depthwise convolution of the hidden map is added to it before GELU.
+    """
+    _check(((x.ndim == 4, f'x has shape {tuple(x.shape)}, not (B, H, W, C)'),))
+    call = dict(
+        x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, conv_weight=conv_weight, conv_bias=conv_bias
+    )
+    return backends.choose(backends.FEED_FORWARD, backend, call)(**call)

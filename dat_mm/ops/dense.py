@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
-from .layout import exporting, trains
 from .separable import hat, slope
+from .tracing import exporting, needs_gradient
 
 LOGITS = 4 << 20  # of some images at once, in inference
 
@@ -37,7 +37,7 @@ def is_one(step: float) -> bool:
     return abs(step - 1) < 1e-9
 
 
-def position_bias(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
+def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
     """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
     B, G, K, _ = points.shape
     dtype = grid.coordinate_dtype(table, points)
@@ -72,30 +72,30 @@ def position_bias(table: Tensor, points: Tensor, height: int, width: int, conven
     return bias.permute(0, 1, 4, 3, 5, 2).reshape(B, -1, height * width, K)
 
 
-def attend(q, k, v, points, table, bias, convention, scale, dropout, fused):
+def attend_at_once(q, k, v, points, table, bias, convention, scale, dropout, fused):
     H, W = q.shape[2:4]
     q = q.flatten(2, 3)
     if table is not None:
         with grid.full_precision(q):
-            of_table = position_bias(table, points, H, W, convention)
-        bias = of_table if bias is None else of_table + bias
+            from_table = interpolate_table(table, points, H, W, convention)
+        bias = from_table if bias is None else from_table + bias
     if fused:
         bias = None if bias is None else bias.to(q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     else:
         logits = (q * scale) @ k.transpose(-2, -1)
-        out = reference.attend(logits if bias is None else logits + bias, v, dropout)
+        out = reference.average_values(logits if bias is None else logits + bias, v, dropout)
     return out.unflatten(2, (H, W))
 
 
 def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
     options = convention, scale, dropout
-    keeps = dropout > 0 or trains(q, k, v, points, table, bias)
+    keeps = dropout > 0 or needs_gradient(q, k, v, points, table, bias)
     if keeps or bias is not None:
-        return attend(q, k, v, points, table, bias, *options, fused=not keeps)
+        return attend_at_once(q, k, v, points, table, bias, *options, fused=not keeps)
     images = max(1, LOGITS // math.prod((*q.shape[1:4], k.shape[2])))
     parts = zip(*(x.split(images) for x in (q, k, v, points)), strict=True)
-    return torch.cat([attend(*part, table, None, *options, fused=True) for part in parts])
+    return torch.cat([attend_at_once(*part, table, None, *options, fused=True) for part in parts])
 
 
 def why_not(**call) -> str | None:
@@ -104,10 +104,10 @@ def why_not(**call) -> str | None:
     return None
 
 
-def pays(q, k, v, points, table, bias, convention, **call) -> bool:
+def is_faster(q, k, v, points, table, bias, convention, **call) -> bool:
     """Measured by tools/measure_backends.py: on maps of middle size, in a batch; in training where steps are 1."""
     (H, W), image = q.shape[2:4], math.prod((*q.shape[1:4], k.shape[2]))
-    if trains(q, k, v, points, table, bias):
+    if needs_gradient(q, k, v, points, table, bias):
         steps = [0] if table is None else grid.table_steps((H, W), table.shape[1:], convention)
         return is_one(steps[-1]) and W >= 28 and len(q) * image >= 1 << 20
     return W >= 14 and image <= LOGITS and len(q) * image >= 1 << 19

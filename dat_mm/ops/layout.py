@@ -1,27 +1,15 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Padding, cropping and flattening that torch.export can trace for any size.
+"""How maps lie in memory: padding, cropping, channels last. torch.export can trace it for any size.
 
-Some shape functions ask whether a size is 1, or whether one size reaches another, and an export would pin the answer of
-its example. While exporting, these do the same by ways that do not ask.
+Some functions of PyTorch ask whether a size is 1, or whether one size reaches another. An export would pin the answer
+of its example. While exporting, these functions do the same by ways that do not ask.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _never() -> bool:
-    return False
-
-
-# is_exporting came with torch 2.7, is_compiling with 2.3: before, exports have the sizes of their example.
-compiling = getattr(torch.compiler, 'is_compiling', _never)
-exporting = getattr(torch.compiler, 'is_exporting', compiling)
-
-
-def trains(*tensors: Tensor | None) -> bool:
-    """Whether what is computed from them is kept for a backward."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+from .tracing import exporting
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -40,6 +28,11 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return pad_last(x, round_up(x.shape[1], multiple), round_up(x.shape[2], multiple))
 
 
+def pad_to_least(x: Tensor, least: int) -> Tensor:
+    """x (B, H, W, C) with zeros on the right and at the bottom, so that neither side is below a least size."""
+    return pad_last(x, torch.sym_max(x.shape[1], least), torch.sym_max(x.shape[2], least))
+
+
 def crop_last(x: Tensor, height: int, width: int) -> Tensor:
     """The first height x width of x (B, H, W, C)."""
     if exporting():
@@ -48,6 +41,20 @@ def crop_last(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
-def packed(x: Tensor) -> Tensor:
-    """x in contiguous memory, so that it can be viewed in other shapes."""
+def contiguous(x: Tensor) -> Tensor:
+    """x in one piece of memory, so that it can be viewed in other shapes."""
     return x.clone(memory_format=torch.contiguous_format) if exporting() else x.contiguous()
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as (B, H, W, C).
+
+    On a CPU they are copied: the first convolution would answer channels first otherwise, and its norm would copy that.
+    """
+    x = images.permute(0, 2, 3, 1)
+    return x.contiguous() if x.device.type == 'cpu' else x
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """A map (B, H, W, C) as (B, C, H, W) in one piece: some compiled ops of mmcv read raw memory."""
+    return x.permute(0, 3, 1, 2).contiguous()

@@ -9,16 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
-from .layout import packed
+from .layout import contiguous
+
+ACTIVATIONS = {'none': lambda x: x, 'gelu': F.gelu}
 
 
-def attend(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+
+
+def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
+    x = F.linear(x, weight1, bias1)
+    if conv_weight is not None:
+        hidden, reach = conv_weight.shape[0], conv_weight.shape[-1] // 2
+        first = x.permute(0, 3, 1, 2)
+        x = (F.conv2d(first, conv_weight, conv_bias, padding=reach, groups=hidden) + first).permute(0, 2, 3, 1)
+    return F.linear(F.gelu(x), weight2, bias2)
+
+
+def average_values(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax over the last axis, in float32 at least, and the weighted sum of v."""
     weights = logits.to(grid.coordinate_dtype(logits)).softmax(-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
-def position_bias(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
+def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
     """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
     dtype = grid.coordinate_dtype(table, points)
     B, G, K, _ = points.shape
@@ -33,17 +48,17 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
     H, W = q.shape[2:4]
     logits = (q.flatten(2, 3) * scale) @ k.transpose(-2, -1)  # (B, M, Q, K)
     if table is not None:
-        logits = logits + position_bias(table, points, H, W, convention)
+        logits = logits + interpolate_table(table, points, H, W, convention)
     if bias is not None:
         logits = logits + bias
-    return attend(logits, v, dropout).unflatten(2, (H, W))
+    return average_values(logits, v, dropout).unflatten(2, (H, W))
 
 
 def sample_features(x: Tensor, points: Tensor) -> Tensor:
     G = points.shape[1]
     grouped = x.unflatten(-1, (G, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B G, C/G, H, W)
     sampled = grid.sample(grouped, points.flatten(0, 1))
-    return packed(sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2)).flatten(3)
+    return contiguous(sampled.unflatten(0, (-1, G)).permute(0, 3, 4, 1, 2)).flatten(3)
 
 
 def neighbors(n: int, kernel_size: int, device=None) -> tuple[Tensor, Tensor]:
@@ -66,4 +81,9 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
             :, table_rows[:, None, :, None], table_columns[None, :, None]
         ]  # (M, H, W, kernel_size, kernel_size)
         logits = logits + bias.flatten(1, 2).flatten(2).unsqueeze(-2)
-    return attend(logits, v, dropout).squeeze(-2).unflatten(2, (H, W))
+    return average_values(logits, v, dropout).squeeze(-2).unflatten(2, (H, W))
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias  # (B, rows, columns, M, N, N)
+    return average_values(logits if mask is None else logits + mask.unsqueeze(2), v, dropout)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, library
-from .layout import exporting, trains
+from .tracing import exporting, needs_gradient
 
 BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
 BUDGET_ELSEWHERE = 256 << 20
@@ -74,7 +74,7 @@ def window_of(tiles: Tiles, size, table_size, convention: str) -> list[int]:
     return [int((n - 1) * step) + 3 for n, step in zip((tiles.height, tiles.width), steps, strict=True)]
 
 
-class PositionBias:
+class TableProducts:
     """The bias, for powers of 2, at the displacements of a map from points (n, K, 2); pair i is of group i % G."""
 
     def __init__(self, table: Tensor, points: Tensor, size, tiles: Tiles, convention: str):
@@ -168,7 +168,7 @@ class Chunks:
         self.bias = None
         if table is not None:
             table, points = table.to(self.dtype).unflatten(0, (self.G, -1)), points.to(self.dtype).flatten(0, 1)
-            self.bias = PositionBias(table, points, (H, W), self.tiles, convention)
+            self.bias = TableProducts(table, points, (H, W), self.tiles, convention)
         self.q, self.k, self.v = self.map(q), self.pairs(k), self.pairs(v)
         budget = BUDGET.get(q.device.type, BUDGET_ELSEWHERE) // (self.m * self.tiles.area * self.dtype.itemsize)
         n = B * self.G
@@ -329,11 +329,11 @@ def _fake_forward(q, k, v, points, table, convention, scale):
     return out, q.new_empty(B, H, W, M, dtype=dtype).permute(0, 3, 1, 2)
 
 
-_attend = library.register_deformable('separable', forward, backward, _fake_forward)
+_attention = library.register_deformable('separable', forward, backward, _fake_forward)
 
 
 def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
-    return _attend(q, k, v, points, table, convention, scale)
+    return _attention(q, k, v, points, table, convention, scale)
 
 
 def why_not(q, bias, dropout, **call) -> str | None:
@@ -342,7 +342,7 @@ def why_not(q, bias, dropout, **call) -> str | None:
     return 'an exported graph is of plain operators' if exporting() else None
 
 
-def pays(q, k, v, points, table, convention, **call) -> bool:
+def is_faster(q, k, v, points, table, convention, **call) -> bool:
     """Measured by tools/measure_backends.py: not on small maps, nor where a tile spans many cells of the table.
 
     In training, the logits that the reference keeps must be too many for the caches.
@@ -352,6 +352,6 @@ def pays(q, k, v, points, table, convention, **call) -> bool:
     wy, wx = (0, 0) if table is None else window_of(tiles, (H, W), table.shape[1:], convention)
     products = wx + wy * wx / tiles.width  # multiply-adds a logit, for the bias
     queries, logits = H * W, B * M * H * W * K
-    if trains(q, k, v, points, table):
+    if needs_gradient(q, k, v, points, table):
         return products < 40 and queries >= 512 and logits >= 2 << 20
     return products < 40 and queries >= 256 and logits >= 1 << 20

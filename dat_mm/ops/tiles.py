@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, reference
-from .layout import exporting, trains
+from .tracing import exporting, needs_gradient
 
 TILE = 8  # queries along an axis, about
 BUDGET = 4 << 20  # bytes of k and v in halos at a time, where nothing is kept for a backward
@@ -61,7 +61,7 @@ def displacements(axis: Axis, n: int, kernel_size: int, device=None) -> tuple[Te
     return keys - queries + kernel_size - 1, seen
 
 
-def position_bias(table: Tensor | None, rows: Axis, columns: Axis, size, kernel_size: int, like: Tensor) -> Tensor:
+def bias_and_mask(table: Tensor | None, rows: Axis, columns: Axis, size, kernel_size: int, like: Tensor) -> Tensor:
     """For each run of rows and of columns: (y, x, M, queries, keys), -inf where a key is not seen. No table: M is 1."""
     dtype = grid.coordinate_dtype(like)
     y, seen_y = displacements(rows, size[0], kernel_size, like.device)
@@ -92,13 +92,13 @@ def halos_of(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
     return x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float, fused: bool) -> Tensor:
+def attend_tiles(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float, fused: bool) -> Tensor:
     """Tiles (B, y, x, M, queries, D), halos (B, y, x, M, keys, D) and the bias (M, queries, keys) of all of them."""
     if fused:
         tiles = q.shape[:3]
         q, k, v = (x.flatten(0, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, bias.unsqueeze(0), scale=scale).unflatten(0, tiles)
-    return reference.attend((q * scale) @ k.transpose(-2, -1) + bias, v, dropout)
+    return reference.average_values((q * scale) @ k.transpose(-2, -1) + bias, v, dropout)
 
 
 def pad(x: Tensor, rows: Axis, columns: Axis, reach: tuple[int, int]) -> Tensor:
@@ -116,9 +116,9 @@ def halos_at_once(k: Tensor, v: Tensor, rows: Axis, columns: Axis, tiles: int) -
 def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
     H, W = q.shape[2:4]
     rows, columns = plan(H, kernel_size), plan(W, kernel_size)
-    keeps = trains(q, k, v, table)
+    keeps = needs_gradient(q, k, v, table)
     fused = not keeps and not dropout
-    bias = position_bias(table, rows, columns, (H, W), kernel_size, q)
+    bias = bias_and_mask(table, rows, columns, (H, W), kernel_size, q)
     bias = bias.to(q.dtype) if fused else bias
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q, k, v))  # (B, H, W, M, D)
     q = pad(q, rows, columns, (0, 0))
@@ -137,7 +137,7 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
                 tiles = q[:, y : y + height + rows.queries, x : x + width + columns.queries]
                 halos = (t[:, y : y + height + rows.halo, x : x + width + columns.halo] for t in (k, v))
                 tiles, halos = tiles_of(tiles, rows, columns), (halos_of(t, rows, columns) for t in halos)
-                parts.append(attend(tiles, *halos, bias[i, j], scale, dropout, fused))
+                parts.append(attend_tiles(tiles, *halos, bias[i, j], scale, dropout, fused))
             strip.append(torch.cat(parts, 1))
         strips.append(torch.cat(strip, 2))
     out = torch.cat(strips, 1).unflatten(4, (rows.queries, columns.queries))  # (B, y, x, M, h, w, D)

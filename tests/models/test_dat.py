@@ -144,10 +144,10 @@ def test_frozen_stages(n):
 
 def test_drop_path_grows_linearly():
     model = DAT('dat-tiny', drop_path_rate=0.11)
-    rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+    rates = [block.drop_path2.rate for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.11 * i / 11 for i in range(12)])
     default = DAT('dat-tiny')
-    assert default.stages[-1].blocks[-1].drop_path.rate == pytest.approx(0.2)
+    assert default.stages[-1].blocks[-1].drop_path1.rate == pytest.approx(0.2)
 
 
 def test_drop_path_keeps_the_mean():
@@ -166,7 +166,7 @@ def test_initial_values():
     for module in model.modules():
         for kind, expected in std.items():
             if isinstance(module, kind):
-                table = module.position_bias_table if kind is DeformableAttention else module.neighborhood_bias_table
+                table = module.position_bias.table if kind is DeformableAttention else module.neighborhood_bias_table
                 assert float(table.detach().std()) == pytest.approx(expected, rel=0.25)
     window = WindowAttention(96, 3)
     assert float(window.relative_position_bias_table.detach().std()) == pytest.approx(0.01, rel=0.25)
@@ -200,10 +200,8 @@ def test_decay_by_plain_names():
     groups = build_optim_wrapper(model, config).optimizer.param_groups
     decayed = {id(p): group['weight_decay'] > 0 for group in groups for p in group['params']}
     names = {name for name, p in model.named_parameters() if not decayed[id(p)]}
-    assert {name.split('.')[-1] for name in names if 'table' in name} == {
-        'relative_position_bias_table',
-        'position_bias_table',
-    }
+    tables = {name.partition('attn.')[2] for name in names if 'table' in name}
+    assert tables == {'relative_position_bias_table', 'position_bias.table'}
     assert {name for name, _ in model.named_parameters() if 'norm' in name} <= names
     assert not any('neighborhood_bias_table' in name for name in names)
 

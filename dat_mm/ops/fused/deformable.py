@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import grid, library
-from ..layout import exporting, round_up
+from ..layout import round_up
+from ..tracing import exporting
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
 WORKSPACE = 48 << 20  # logits of a band
@@ -219,11 +220,11 @@ def _fake_forward(q, k, v, points, table, convention, scale):
     return out, q.new_empty(B, M, H, W, dtype=torch.float32)
 
 
-_attend = library.register_deformable('triton_deformable', forward, backward, _fake_forward)
+_attention = library.register_deformable('triton_deformable', forward, backward, _fake_forward)
 
 
 def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
-    return _attend(q, k, v, points, table, convention, scale)
+    return _attention(q, k, v, points, table, convention, scale)
 
 
 def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
@@ -232,6 +233,6 @@ def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
     return library.why_not_table(bias, dropout) or why_not_heads(q, k, v)
 
 
-def pays(q, **call) -> bool:
+def is_faster(q, **call) -> bool:
     """Not where Triton is interpreted; and an exported graph is of plain operators, unless this is asked for."""
     return q.is_cuda and not exporting()

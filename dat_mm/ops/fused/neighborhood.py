@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import library, reference
-from ..layout import exporting
+from ..tracing import exporting
 from . import power_of_2, precision, rows, why_not_heads
 
 # By bytes of a head, at most: queries of a tile along an axis, keys at a time.
@@ -154,6 +154,6 @@ def why_not(q, k, v, dropout, **call) -> str | None:
     return why_not_heads(q, k, v)
 
 
-def pays(q, **call) -> bool:
+def is_faster(q, **call) -> bool:
     """As of deformable attention."""
     return q.is_cuda and not exporting()

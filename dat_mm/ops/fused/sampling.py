@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import library
-from ..layout import exporting
+from ..tracing import exporting
 from . import power_of_2, precision, rows
 from . import why_not as _why_not
 
@@ -110,6 +110,6 @@ def why_not(x, points) -> str | None:
     return _why_not(x, of=1)
 
 
-def pays(x, points) -> bool:
+def is_faster(x, points) -> bool:
     """As of deformable attention."""
     return x.is_cuda and not exporting()

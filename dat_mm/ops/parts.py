@@ -1,0 +1,83 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The two linear layers of an MLP, and the depthwise convolution between them if there is one, a part at a time.
+
+The map between the two layers is the widest of a network: four times as wide as what comes in. On a CPU in inference
+it is made for a few images or for a band of rows at once, so that it stays in the caches and no new memory is needed.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import onednn, reference
+from .tracing import compiling
+
+IN_CACHE = 12 << 20  # bytes of the widest map of a part
+
+
+def bands(x: Tensor, bytes_of_a_row: int, reach: int):
+    """(images, rows with what they look at, where the rows are in it, rows) of each part of a map (B, H, W, C)."""
+    B, H = x.shape[:2]
+    rows = max(1, IN_CACHE // max(bytes_of_a_row, 1))
+    if rows >= H:
+        images = max(1, rows // H)
+        for first in range(0, B, images):
+            yield slice(first, first + images), slice(0, H), slice(0, H), slice(0, H)
+        return
+    for image in range(B):
+        for top in range(0, H, rows):
+            bottom, first = min(top + rows, H), max(top - reach, 0)
+            inside = slice(top - first, bottom - first)
+            yield slice(image, image + 1), slice(first, bottom + reach), inside, slice(top, bottom)
+
+
+def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
+    H, W = x.shape[1:3]
+    hidden, size = weight1.shape[0], x.element_size()
+    reach = 0 if conv_weight is None else conv_weight.shape[-1] // 2
+    out = None
+    for images, around, inside, rows in bands(x, W * hidden * size, reach):
+        part = x[images, around]
+        if conv_weight is None:
+            part = layer(part, weight1, bias1, 'gelu')
+        else:
+            part = convolve(layer(part, weight1, bias1, 'none'), conv_weight, conv_bias)
+            part = F.gelu(part[:, inside])
+        part = layer(part, weight2, bias2, 'none')
+        if out is None:
+            if part.shape[:2] == x.shape[:2]:
+                return part
+            out = part.new_empty(*x.shape[:-1], part.shape[-1])
+        out[images, rows] = part
+    return out
+
+
+def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
+    """The whole map at once, each linear layer by oneDNN where it can."""
+    if conv_weight is None:
+        return layer(layer(x, weight1, bias1, 'gelu'), weight2, bias2, 'none')
+    x = convolve(layer(x, weight1, bias1, 'none'), conv_weight, conv_bias)
+    return layer(F.gelu(x), weight2, bias2, 'none')
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A map (B, H, W, C) and its depthwise convolution, added in place: such maps are the largest there are."""
+    x = x.permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).add_(x).permute(0, 2, 3, 1)
+
+
+def layer(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    call = dict(x=x, weight=weight, bias=bias, activation=activation)
+    return (reference if onednn.why_not(**call) else onednn).linear(**call)
+
+
+def why_not(x: Tensor, **call) -> str | None:
+    if torch.is_grad_enabled():
+        return 'it keeps nothing for gradients'
+    if compiling():
+        return 'a compiler sees the whole map'
+    return None
+
+
+def is_faster(x: Tensor, **call) -> bool:
+    return x.device.type == 'cpu'

@@ -1,0 +1,74 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Maps cut into windows and put together again; attention within windows that fits the caches.
+
+B batch, H x W the map, w the side of a window, N = w w its pixels, M heads, D head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import contiguous, crop_last, pad_last, round_up
+from .tracing import compiling, exporting
+
+
+def split(x: Tensor, side: int, shift: int = 0) -> Tensor:
+    """A map (B, H, W, C), padded and rolled by a shift, as windows (B, rows, columns, N, C)."""
+    B, H, W, C = x.shape
+    height, width = round_up(H, side), round_up(W, side)
+    x = pad_last(x, height, width)
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+    rows, columns = height // side, width // side
+    if exporting():  # two windows at least along an axis, so that no size may be 1
+        rows, columns = torch.sym_max(rows, 2), torch.sym_max(columns, 2)
+        x = pad_last(x, rows * side, columns * side)
+    x = x.view(B, rows, side, columns, side, C).transpose(2, 3)
+    return contiguous(x).view(B, rows, columns, side * side, C)
+
+
+def join(windows: Tensor, height: int, width: int, side: int, shift: int = 0) -> Tensor:
+    """The inverse of split, for a map of height x width."""
+    B, rows, columns, _, C = windows.shape
+    x = windows.view(B, rows, columns, side, side, C).transpose(2, 3)
+    x = contiguous(x).view(B, rows * side, columns * side, C)
+    if shift:
+        x = crop_last(x, round_up(height, side), round_up(width, side)).roll((shift, shift), (1, 2))
+    return crop_last(x, height, width)
+
+
+def mask(height: int, width: int, rows: int, columns: int, side: int, shift: int, device) -> Tensor:
+    """-100 where the roll of a padded map brought two regions into one window, else 0: (rows, columns, N, N)."""
+
+    def region(n, windows):
+        i = torch.arange(windows * side, device=device)
+        n = round_up(n, side)
+        return (i >= n - side).long() + (i >= n - shift).long()
+
+    regions = region(height, rows)[:, None] * 3 + region(width, columns)
+    regions = contiguous(regions.view(rows, side, columns, side).transpose(1, 2)).view(rows, columns, side * side)
+    return -100.0 * (regions.unsqueeze(-1) != regions.unsqueeze(-2))
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
+    """PyTorch's fused attention; of shifted windows a row at a time, so that masks are not repeated for each image."""
+    windows = q.shape[:3]
+    bias = bias.to(q.dtype)
+    if mask is None:
+        q, k, v = (x.flatten(0, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, bias.unsqueeze(0)).unflatten(0, windows)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    bias = bias + mask.unsqueeze(2).to(q.dtype)  # (rows, columns, M, N, N)
+    rows = [F.scaled_dot_product_attention(q[i], k[i], v[i], bias[i % len(bias)]) for i in range(len(q))]
+    return torch.stack(rows).unflatten(0, windows[:2])
+
+
+def why_not(dropout: float, **call) -> str | None:
+    if dropout:
+        return 'it has no dropout'
+    return None
+
+
+def is_faster(q: Tensor, **call) -> bool:
+    """In inference on a CPU: with a gradient for the bias PyTorch falls back to plain products, which take longer."""
+    return q.device.type == 'cpu' and not torch.is_grad_enabled() and not compiling()
