@@ -1,7 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What the pages tell a reader to type exists: Python runs, tools take the options, links and names lead somewhere."""
 
-import importlib
 import pkgutil
 import re
 import subprocess
@@ -68,9 +67,9 @@ def known_options(word: str) -> str:
 @each_page
 def test_commands_of_the_pages_name_tools_and_their_options(page):
     for words in commands(page):
-        given = [re.split('=', word.strip("'\"[]"))[0] for word in words if word.lstrip("'\"[").startswith('--')]
+        given = [re.split('=', word.strip('\'"[]'))[0] for word in words if word.lstrip('\'"[').startswith('--')]
         tools = [word for word in words if re.fullmatch(r'tools/\w+\.(py|sh)', word)]
-        modules = [name for word, name in zip(words, words[1:], strict=False) if word == '-m' and 'dat_mm' in name]
+        modules = re.findall(r'-m (dat_mm\.\S+)', ' '.join(words))
         for tool in tools:
             assert (ROOT / tool).is_file(), f'{tool} is not there: {" ".join(words)}'
         known = ''.join([*map(known_options, tools), *(help_of('-m', module) for module in modules)])
