@@ -232,7 +232,7 @@ def backward_queries(
 
 @triton.jit
 def queries_of(first, size, TILE: tl.constexpr, KERNEL: tl.constexpr):
-    """Range of queries along an axis which see keys of the tile at `first`. Neighborhoods move inside at borders."""
+    """The range of queries along an axis whose neighborhoods, moved inside at borders, reach the tile at `first`."""
     low = tl.where(first < KERNEL, 0, first - KERNEL // 2)
     last = first + TILE - 1
     high = tl.where(last >= size - KERNEL, size, last + KERNEL // 2 + 1)
