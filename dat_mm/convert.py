@@ -50,10 +50,8 @@ BACKBONE_KEYS = (
 _PATTERNS = tuple((re.compile(pattern), ours) for pattern, ours in BACKBONE_KEYS)
 _HEAD = {'cls_head.weight': 'head.fc.weight', 'cls_head.bias': 'head.fc.bias'}
 _KEPT = ('neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', 'mask_head.', 'decode_head.', 'auxiliary_head.')
-_COMPUTED = (
-    '.relative_position_index',
-    '.attn_mask',
-)  # buffers in the files; the model computes its own
+# Buffers in the files. The model computes its own.
+_COMPUTED = ('.relative_position_index', '.attn_mask')
 _MARK = 'patch_proj.0.weight'  # a key that every official file has, and no other
 _LINEAR = re.compile(r'.*\.(linear[12]|qkv|proj\w*)\.weight')  # 1x1 convolutions in the files, linear layers here
 
