@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The authors' checkpoints, of classification, detection and segmentation, to the keys of OpenMMLab's models."""
+"""Converts the authors' checkpoints (classification, detection, segmentation) to the keys of OpenMMLab's models."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _BLOCK = r'stages\.(\d+)\.%s\.(\d+)\.'
 _ATTN = _BLOCK % 'attns'
 _OURS = r'stages.\1.blocks.\2.'
 
-# Official key of the backbone -> ours, in order: the first pattern that matches the whole key wins.
+# Official key of the backbone -> our key. The first pattern that matches the whole key wins.
 BACKBONE_KEYS = (
     (r'patch_proj\.0\.(.*)', r'stem.conv.\1'),
     (r'patch_proj\.1\.norm\.(.*)', r'stem.norm.\1'),
@@ -26,7 +26,7 @@ BACKBONE_KEYS = (
         _BLOCK % 'layer_norms' + r'norm\.(.*)',
         lambda m: f'stages.{m[1]}.blocks.{int(m[2]) // 2}.norm{int(m[2]) % 2 + 1}.{m[3]}',
     ),
-    (_BLOCK % 'ln_cnvnxt' + r'norm\.(.*)', _OURS + r'norm2.\3'),  # of kind X
+    (_BLOCK % 'ln_cnvnxt' + r'norm\.(.*)', _OURS + r'norm2.\3'),  # kind X: its norm before the MLP
     (_BLOCK % 'mlps' + r'chunk\.(linear[12]\..*)', _OURS + r'mlp.\3'),
     (_BLOCK % 'mlps' + r'(linear[12])\.0\.(.*)', _OURS + r'mlp.\3.\4'),
     (_BLOCK % 'mlps' + r'dwc\.(.*)', _OURS + r'mlp.conv.\3'),
@@ -50,16 +50,14 @@ BACKBONE_KEYS = (
 _PATTERNS = tuple((re.compile(pattern), ours) for pattern, ours in BACKBONE_KEYS)
 _HEAD = {'cls_head.weight': 'head.fc.weight', 'cls_head.bias': 'head.fc.bias'}
 _KEPT = ('neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', 'mask_head.', 'decode_head.', 'auxiliary_head.')
-_COMPUTED = (
-    '.relative_position_index',
-    '.attn_mask',
-)  # in the files, but no weights: the model makes its own
-_MARK = 'patch_proj.0.weight'  # only the official files have it
-_LINEAR = re.compile(r'.*\.(linear[12]|qkv|proj\w*)\.weight')  # 1x1 convolutions there, linears here
+# Buffers in the files. The model computes its own.
+_COMPUTED = ('.relative_position_index', '.attn_mask')
+_MARK = 'patch_proj.0.weight'  # a key that every official file has, and no other
+_LINEAR = re.compile(r'.*\.(linear[12]|qkv|proj\w*)\.weight')  # 1x1 convolutions in the files, linear layers here
 
 
 def rename(key: str) -> str | None:
-    """Our key for an official key of the backbone, without 'backbone.'; None where it is not known."""
+    """Our key for an official key of the backbone, both without 'backbone.', or None if the key is unknown."""
     for pattern, ours in _PATTERNS:
         if match := pattern.fullmatch(key):
             return ours(match) if callable(ours) else match.expand(ours)
@@ -82,12 +80,16 @@ def rename_old_keys(state_dict: dict, prefix: str = '') -> None:
 
 
 def is_official(state_dict: Mapping) -> bool:
+    """Whether the keys are those of the authors' files."""
     return _MARK in state_dict or f'backbone.{_MARK}' in state_dict
 
 
 def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict with the keys and shapes of mmpretrain's ImageClassifier, an mmdet 3 detector or an
-    mmseg 1 segmentor. Renames and reshapes only, so it maps gradients too."""
+    """Gives an official state dict the keys and shapes of an OpenMMLab model.
+
+    That is mmpretrain's ImageClassifier, an mmdet 3 detector or an mmseg 1 segmentor. Values are only renamed and
+    reshaped, so gradients can be converted too.
+    """
     if not is_official(state_dict):
         first = ', '.join(list(state_dict)[:3])
         raise ValueError(

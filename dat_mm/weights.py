@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Reading checkpoints without running what is in them, and writing them whole or not at all."""
+"""Reads weights without running code from the file, and writes them whole or not at all."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class _Placeholder(dict):
-    """Stands for an object that came along with the weights, a yacs config say. What matters of it is a plain dict."""
+    """Stand-in for an object that was saved with the weights, such as a yacs config. Its dict entries are kept."""
 
     def __init__(self, *args, **kwargs):
         super().__init__()
@@ -23,7 +23,7 @@ class _Placeholder(dict):
         pass
 
 
-# What a checkpoint may name: none of it runs code of the file's choosing. Anything else is refused.
+# What a checkpoint may name. None of these lets a file run code of its choosing. Anything else is refused.
 _ALLOWED = {
     'builtins': ('bytearray', 'complex', 'dict', 'frozenset', 'list', 'object', 'set', 'slice', 'tuple'),
     'collections': ('Counter', 'OrderedDict', 'defaultdict'),
@@ -41,7 +41,7 @@ _ALLOWED = {
 _REPLACED = {
     ('_codecs', 'encode'),
     ('argparse', 'Namespace'),
-    ('builtins', 'getattr'),  # by which mmengine's HistoryBuffer, in every checkpoint of a training, names its methods
+    ('builtins', 'getattr'),  # HistoryBuffer, in every training checkpoint of mmengine, finds its methods by it
     ('mmengine.config.config', 'ConfigDict'),
     ('mmengine.logging.history_buffer', 'HistoryBuffer'),
     ('yacs.config', 'CfgNode'),
@@ -51,7 +51,7 @@ _REPLACED = {
 }
 
 
-_RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # torch.save writes Python 2's names
+_RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # torch.save writes the names of Python 2
 
 
 class _Unpickler(pickle.Unpickler):
@@ -85,7 +85,7 @@ def _read(path: Path):
 
 
 def _local(source: str | os.PathLike) -> Path:
-    """The file itself; that of a URL is downloaded once, next to torch's own."""
+    """The path of a weights file. A URL is downloaded once, into the folder of torch's own downloads."""
     url = urlparse(str(source))
     if url.scheme not in ('http', 'https'):
         return Path(source)
@@ -97,9 +97,9 @@ def _local(source: str | os.PathLike) -> Path:
 
 
 def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a .pth or .safetensors file, bare or under 'state_dict' or 'model', on the CPU.
+    """Reads the weights of a .pth or .safetensors file onto the CPU. They may lie under 'state_dict' or 'model'.
 
-    Nothing in the file is run: one that names anything but tensors and containers is refused.
+    Nothing in the file is run. A file that names anything but tensors and containers is refused.
     """
     path = _local(source)
     if not path.is_file():
@@ -124,7 +124,7 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def write_state_dict(state_dict: Mapping[str, Tensor], destination: str | os.PathLike) -> None:
-    """Writes .pth (under 'state_dict') or .safetensors; the file appears whole or not at all."""
+    """Writes weights as .pth (under 'state_dict') or .safetensors. The file appears whole or not at all."""
     path = Path(destination)
     if path.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{destination}: the name must end in .pth or .safetensors')

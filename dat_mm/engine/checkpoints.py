@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of mmengine: which one to go on from, and reading them with torch's weights-only unpickler."""
+"""Training checkpoints of mmengine: finding the one to resume, reading it safely, checking that it fits a model."""
 
 import pickle
 import zipfile
@@ -15,7 +15,7 @@ _STATISTICS = ('current', 'max', 'mean', 'min')
 
 
 def _statistic(owner, name):
-    """Stands for getattr in a checkpoint, where HistoryBuffer names its four statistics by it, and does no more."""
+    """Stand-in for getattr in a checkpoint, which finds the four statistics of a HistoryBuffer and nothing else."""
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in _STATISTICS:
@@ -24,9 +24,10 @@ def _statistic(owner, name):
 
 
 def allow_mmengine_checkpoints() -> None:
-    """torch >= 2.6 loads weights only and refuses the logs that mmengine keeps beside them: allow these, no more.
+    """Lets torch's weights-only loading read the logs that mmengine keeps beside the weights, and nothing else.
 
-    Before each use, not once: OneDL's mmengine empties the list when it has read a file.
+    torch >= 2.6 loads weights only by default and refuses these logs. Call this before each load: OneDL's mmengine
+    empties the list of allowed classes when it has read a file.
     """
     from mmengine.logging import HistoryBuffer
 
@@ -48,7 +49,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def open_checkpoint(path: str | Path) -> dict:
-    """A checkpoint whose tensors are read when they are used; what is wrong with the file is told in one line."""
+    """Reads a checkpoint, whose tensors stay on disk until they are used. A bad file is a UserError of one line."""
     allow_mmengine_checkpoints()
     if not Path(path).is_file():
         raise UserError(f'{path}: no such checkpoint')
@@ -70,7 +71,7 @@ def open_checkpoint(path: str | Path) -> dict:
 
 
 def read_meta(path: str | Path) -> dict:
-    """Of a checkpoint to resume: its iteration, epoch and seed."""
+    """Reads what a checkpoint to resume says of its run, such as iteration, epoch and seed."""
     content = open_checkpoint(path)
     if not isinstance(content.get('meta'), dict) or 'iter' not in content['meta'] or 'optimizer' not in content:
         raise UserError(
@@ -80,7 +81,7 @@ def read_meta(path: str | Path) -> dict:
 
 
 def check_fit(model, content: dict, path: str | Path) -> None:
-    """mmengine loads what fits and runs on, were it nothing: raises unless all the model's parameters are there."""
+    """Raises unless the checkpoint has every parameter of the model. mmengine would load what fits and go on."""
     weights = {current_key(key.removeprefix('module.')) for key in content.get('state_dict', content)}
     own = [name for name, _ in model.named_parameters()]
     missing = [name for name in own if name not in weights]
@@ -93,7 +94,7 @@ def check_fit(model, content: dict, path: str | Path) -> None:
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The one mmengine noted as the last, or where that is gone the newest in the folder."""
+    """The last checkpoint of a run: the one that mmengine noted, or the newest in the folder where that is gone."""
     folder = Path(work_dir)
     note = folder / 'last_checkpoint'
     if note.is_file():

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Learning rates that fall with the depth of a layer, for fine-tuning, in any toolbox."""
+"""Learning rates that fall from the last layer to the first, for fine-tuning in any toolbox."""
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 
@@ -10,14 +10,14 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor with one more key of paramwise_cfg: layer_decay_rate.
 
-    A parameter n layers before the last has its learning rate multiplied by layer_decay_rate**n; which layer it is of,
-    the model's backbone says by its get_layer_depth.
+    The learning rate of a parameter n layers before the last is multiplied by layer_decay_rate**n. The backbone's
+    method get_layer_depth says to which layer a parameter belongs.
     """
 
     def add_params(self, params, module, prefix='', is_dcn_module=None):
         super().add_params(params, module, prefix, is_dcn_module)
         rate = self.paramwise_cfg.get('layer_decay_rate')
-        if prefix or rate is None:  # the base class walks down the modules; all their groups are there at the top
+        if prefix or rate is None:  # the base class recurses; all groups are there only at the top
             return
         backbone = getattr(module, 'backbone', module)
         if not hasattr(backbone, 'get_layer_depth'):

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""mmengine's Runner, made so that a run that was killed goes on with the losses it would have had."""
+"""mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
 import os
 from copy import deepcopy
@@ -16,7 +16,7 @@ from .seeds import IterationSeed, add_draws, fetch_by_draw
 
 
 class _AlreadySkipped:
-    """Stands before a loop's batches. A resumed loop first passes over those it has had; the sampler has done it."""
+    """An iterator that gives None for each batch that a resumed loop passes over, since the sampler left it out."""
 
     def __init__(self, batches, count):
         self.batches, self.count = batches, count
@@ -30,13 +30,13 @@ class _AlreadySkipped:
             return None
         return next(self.batches)
 
-    def skip_iter(self, count):  # how OneDL's loop does it
+    def skip_iter(self, count):  # called by OneDL's loop in place of __next__
         self.count = max(self.count - count, 0)
 
 
 @RUNNERS.register_module()
 class Runner(MMEngineRunner):
-    """Random numbers by place in the run (seeds.py), checkpoints written whole, several CPU processes."""
+    """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
 
     _iterations_done = 0
     _builds_training_data = False
@@ -45,7 +45,7 @@ class Runner(MMEngineRunner):
         allow_mmengine_checkpoints()
         self.register_hook(IterationSeed())
         if self._resume:
-            # Before the data is built: the order of the samples follows from the seed.
+            # This comes before the data is built, because the order of the samples follows from the seed.
             self._load_from = self._load_from or latest_checkpoint(self.work_dir)
             if self._load_from is None:
                 self.logger.warning(f'--resume: {self.work_dir} holds no checkpoint, training starts at the beginning')
@@ -66,7 +66,7 @@ class Runner(MMEngineRunner):
         finally:
             self._builds_training_data = False
         skipped = getattr(loop.dataloader.batch_sampler, 'skip', 0)
-        if skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's, True: it draws none
+        if skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's loop has it, and draws no batches
             loop.dataloader_iterator = _AlreadySkipped(loop.dataloader_iterator, skipped)
         return loop
 
@@ -96,16 +96,16 @@ class Runner(MMEngineRunner):
         return super().load_checkpoint(*args, **kwargs)
 
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
-        """As mmengine's, but on a local disk the file appears whole or not at all."""
+        """Saves a checkpoint as mmengine does, but on a local disk the file appears whole or not at all."""
         if '://' in str(out_dir) or ':' in str(out_dir).split('/')[0]:
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         partial, final = Path(out_dir, f'.{filename}'), Path(out_dir, filename)
         super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
-        if partial.is_file():  # rank 0 alone writes
+        if partial.is_file():  # only rank 0 writes
             os.replace(partial, final)
 
     def wrap_model(self, model_wrapper_cfg, model):
-        """As mmengine's, which cannot wrap a model on the CPU for several processes."""
+        """Wraps the model as mmengine does, and also for several processes on the CPU, which mmengine cannot."""
         on_cpu = get_device() == 'cpu'
         if not (on_cpu and self.distributed) or is_model_wrapper(model) or model_wrapper_cfg is not None:
             return super().wrap_model(model_wrapper_cfg, model)

@@ -1,9 +1,9 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Random numbers that follow from the seed and the place in the run, and from nothing that a killed run loses.
+"""Random numbers that follow from the seed and the place in the run alone, so that a killed run loses nothing.
 
-Each sample is augmented with streams seeded by (seed, rank, epoch, position), each iteration of the model runs with
-streams seeded by (seed, rank, iteration). So a run that is resumed needs no stored generator, neither of the main
-process nor of the workers, and the number of workers does not matter.
+Each sample is augmented with generators seeded by (seed, rank, epoch, position). Each iteration of the model runs with
+generators seeded by (seed, rank, iteration). A resumed run therefore needs no stored state of a generator, neither of
+the main process nor of the workers. The number of workers does not matter.
 """
 
 import random
@@ -19,7 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, Sampler
 
-DATA, MODEL = 0, 1  # first word of a key, so that no stream serves two purposes
+DATA, MODEL = 0, 1  # the first word of a key, so that data and model never share random numbers
 
 
 def _words(*key):
@@ -27,7 +27,7 @@ def _words(*key):
 
 
 def seed_all(*key: int) -> None:
-    """Seeds the generators of Python, numpy and torch, those of the accelerators too."""
+    """Seeds the generators of Python, numpy and torch, on all devices."""
     first, second, third = _words(*key)
     random.seed(first)
     np.random.seed(second & 0xFFFFFFFF)
@@ -36,7 +36,7 @@ def seed_all(*key: int) -> None:
 
 @contextmanager
 def seeded(*key: int):
-    """Within it the generators of Python, numpy and torch on the CPU are seeded; after it they are as they were."""
+    """A context that seeds the CPU generators of Python, numpy and torch, and restores them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first, second, third = _words(*key)
     random.seed(first)
@@ -51,9 +51,9 @@ def seeded(*key: int):
 
 
 class Draws(Sampler):
-    """A batch sampler whose indices say which draw they are: (index, key of its streams).
+    """A batch sampler that gives each index with the key of its random numbers: (index, key).
 
-    The first `skip` batches are passed over without being loaded.
+    The first `skip` batches are left out and never loaded.
     """
 
     def __init__(self, batch_sampler, seed: int, skip: int = 0):
@@ -85,14 +85,14 @@ def _get_items(dataset, draws):
 
 
 def fetch_by_draw(dataset) -> None:
-    """Makes a data set, whatever its class, serve the indices of `Draws`, through torch's protocol for batches."""
+    """Makes a data set of any class take the (index, key) pairs of `Draws`, through torch's __getitems__."""
     dataset.__getitems__ = partial(_get_items, dataset)
 
 
 def add_draws(sampler, batch_size: int, seed: int, skip: int = 0, inner=None, drop_last: bool = False):
-    """`Draws` over the batch sampler `inner`, a config, or over plain batches.
+    """Builds `Draws` over the batch sampler of the config `inner`, or over plain batches without one.
 
-    `skip` holds for mmengine's InfiniteSampler; others begin anew with each epoch.
+    `skip` counts for mmengine's InfiniteSampler only. Other samplers begin anew with each epoch.
     """
     if inner is None:
         batches = BatchSampler(sampler, batch_size, drop_last)
@@ -102,7 +102,7 @@ def add_draws(sampler, batch_size: int, seed: int, skip: int = 0, inner=None, dr
 
 
 class IterationSeed(Hook):
-    """Seeds the generators before each iteration of training: drop path, mixup, the sampling of proposals."""
+    """Seeds the generators before each training iteration, for drop path, mixup and the sampling of proposals."""
 
     priority = 'VERY_HIGH'
 

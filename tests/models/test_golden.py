@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The published numbers: whole networks, and deformable attention with every gradient."""
+"""Networks, and single deformable attentions with every gradient, give the numbers of the published code."""
 
 import pytest
 import torch

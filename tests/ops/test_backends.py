@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Every backend computes what the reference does, gradients included, and keeps its other promises."""
+"""Every backend agrees with the reference, gradients included, and keeps its other promises."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, sample_features, separable
 
-# Of the largest, or of 1.
+# The largest error, relative to the largest number of the exact result, or to 1 where that is more.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
 def each(named: dict):
-    """Every backend but the reference, in every dtype it has."""
+    """Parametrises a test over every backend but the reference, in every dtype that it has."""
     cases = [(name, dtype) for name in named if name != 'reference' for dtype in dtypes_of(name)]
     return pytest.mark.parametrize(('backend', 'dtype'), cases, ids=lambda x: str(x).removeprefix('torch.'))
 
@@ -40,6 +40,7 @@ MAPS = {
 
 
 def check_agreement(op, case, dtype, backend, **options):
+    """Compares outputs and gradients with those of the reference in float64."""
     case = at(backend, case)
     exact = {n: None if x is None else x.detach().double().requires_grad_() for n, x in case.items()}
     expected = outputs(op, exact, backend='reference', **options)
@@ -82,14 +83,14 @@ def test_sampling_backends_agree(backend, dtype, sizes):
 @pytest.mark.parametrize('budget', [1, 20_000])
 @pytest.mark.parametrize('scale', [0.3, 300.0], ids=['', 'logits of all sizes'])
 def test_chunks_agree(monkeypatch, budget, scale):
-    """Of keys, and of images and groups; and where the largest logit of the first chunk is no bound for the others."""
+    """Chunks may cut keys, images and groups. Logits of a later chunk may be far larger than those of the first."""
     monkeypatch.setitem(separable.BUDGET, 'cpu', budget)
     case = deformable_case(torch.float64, B=3, H=6, W=45, T=(6, 10), K=11)
     check_agreement(deformable_attention, case, torch.float64, 'separable', scale=scale)
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of a tensor that any operator gives."""
+    """Records the number of elements of the largest tensor that any operator returns."""
 
     elements = 0
 
@@ -175,7 +176,7 @@ def test_auto_exports(op, make, sizes):
 
 @pytest.mark.parametrize(('op', 'make', 'sizes'), [op[:3] for op in OPS], ids=lambda x: getattr(x, '__name__', ''))
 def test_kernels_export_as_operators(op, make, sizes):
-    """As operators of this package, where they are asked for."""
+    """A graph that was exported with backend='triton' calls the operators of this package."""
 
     class Module(torch.nn.Module):
         def forward(self, case):
@@ -198,7 +199,7 @@ def test_a_named_backend_raises_its_reason(options, reason):
 
 
 def chosen(case, **options):
-    """What 'auto' takes."""
+    """The name of the backend that 'auto' takes for a call."""
     names = {name: b._replace(run=name) for name, b in backends.DEFORMABLE.items()}
     call = {'bias': None, 'dropout': 0.0, 'convention': 'datpp', 'scale': 1.0} | case | options
     return backends.choose(names, 'auto', call)

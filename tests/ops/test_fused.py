@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels: what they read and write, that they compile for GPUs, and what they promise on one."""
+"""The Triton kernels read and write only their tensors, compile for GPUs, and repeat to the bit on one."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ from op_cases import DEVICE, deformable_case, dtypes_of, neighborhood_case, outp
 from dat_mm.ops import deformable_attention, fused, neighborhood_attention, sample_features
 
 ROOT = Path(__file__).parents[2]
-MARGIN = 1024  # numbers before and after
+MARGIN = 1024  # poisoned numbers before and after each tensor
 POISON = {True: float('nan'), False: -(1 << 30)}
 CASES = {
     'deformable': (deformable_attention, deformable_case, {'B': 2, 'H': 7, 'W': 11, 'T': (3, 5), 'K': 19, 'D': 20}),
@@ -32,7 +32,7 @@ each_dtype = pytest.mark.parametrize('dtype', dtypes_of('triton'), ids=lambda x:
 
 
 class Guarded:
-    """A kernel whose tensors lie in poison, which it must neither read nor change."""
+    """Wraps a kernel so that its tensors lie between poison, which it must neither read nor change."""
 
     def __init__(self, kernel):
         self.kernel, self.launches = kernel, 0
@@ -54,6 +54,7 @@ class Guarded:
 
     @staticmethod
     def buffer(x):
+        """A poisoned buffer, and in its middle a copy of x with the same strides."""
         length = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
         buffer = x.new_full((length + 2 * MARGIN,), POISON[x.is_floating_point()])
         copy = buffer.as_strided(x.shape, x.stride(), MARGIN)
@@ -118,7 +119,7 @@ def test_widths_of_heads_agree(name, width, dtype):
 
 
 def crops(number: int, size: int):
-    """Objects of Shapes, and which they are."""
+    """Pictures of objects from Shapes, and their classes."""
     from dat_mm.datasets.annotate import crop_object
     from dat_mm.datasets.shapes import scene_of
 
@@ -132,6 +133,7 @@ def crops(number: int, size: int):
 
 
 def train(arch: str, backend: str, images, labels, steps: int, batch: int) -> list[float]:
+    """Trains a classifier for some steps and returns its losses."""
     from dat_mm import DAT
 
     torch.manual_seed(0)
@@ -167,8 +169,8 @@ def test_training_on_shapes_goes_as_with_the_reference(arch):
 @each_dtype
 @pytest.mark.parametrize('table', [True, False], ids=['table', 'no table'])
 def test_bands_and_shares_agree(monkeypatch, dtype, table):
-    """Some rows of the map at a time, and queries and keys shared out among programs."""
-    monkeypatch.setattr(fused.deformable, 'WORKSPACE', 2 * 4 * 20 * 40 * 7)  # of 16 rows: 6, 6 and 4
+    """The backward goes through the map in bands of rows. Programs share queries and keys."""
+    monkeypatch.setattr(fused.deformable, 'WORKSPACE', 2 * 4 * 20 * 40 * 7)  # the 16 rows go in bands of 6, 6 and 4
     case = deformable_case(dtype, B=2, H=16, W=40, T=(4, 9) if table else None, K=20)
     case = {n: None if x is None else x.detach().to(DEVICE).requires_grad_() for n, x in case.items()}
     expected = outputs(deformable_attention, case, backend='reference')
@@ -229,7 +231,7 @@ def test_maps_beyond_32_bits_are_refused():
 
 @each_op
 def test_operators_are_what_their_fakes_say(op, make, sizes):
-    """Shapes, dtypes and strides; and nothing is changed in place."""
+    """Shapes, dtypes and strides agree with the fake implementation, and no input is changed in place."""
     case = {n: x.detach().to(DEVICE) for n, x in make(torch.float32, **sizes).items()}
     how = {deformable_attention: ('datpp', 0.3), neighborhood_attention: (7, 0.3), sample_features: ()}[op]
     name = {deformable_attention: 'deformable', neighborhood_attention: 'neighborhood', sample_features: 'sample'}[op]
@@ -244,7 +246,7 @@ def test_operators_are_what_their_fakes_say(op, make, sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize('capability', [80, 90])
 def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
-    """Without spilling more than a few bytes of the registers."""
+    """No kernel spills more than a few bytes of its registers."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | {'TRITON_CACHE_DIR': str(tmp_path)}
     command = [sys.executable, ROOT / 'tools' / 'compile_kernels.py', '--json', '--capability', str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,4 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""The reference follows the definitions of the ops, has exact gradients, and names wrong arguments."""
+
 import subprocess
 import sys
 
@@ -40,7 +42,7 @@ def test_gradients_of_sampling():
 
 
 def test_deformable_attention_by_loops():
-    """Against the definition, one query and key at a time."""
+    """The op agrees with its definition, computed one query and one key at a time."""
     B, M, G, H, W, K, D, (T_h, T_w) = 1, 2, 1, 2, 3, 4, 3, (3, 2)
     q, k, v, points, table = (t.detach() for t in deformable_case(B, M, G, H, W, K, D, (T_h, T_w)))
     out = deformable_attention(q, k, v, points, table, convention='datpp')
@@ -93,7 +95,7 @@ def test_one_pixel_axes_stand_at_zero(convention, size):
 
 
 def test_published_grids():
-    """datpp keys leave [-1, 1], its queries end on it; dat's are the centres of cells."""
+    """Keys of datpp leave [-1, 1] and its queries end on the border; those of dat are the centres of cells."""
     torch.testing.assert_close(grid.key_grid(4, 4, 'datpp')[:, 0, 0], torch.tensor([-2 / 3, 0, 2 / 3, 4 / 3]))
     torch.testing.assert_close(grid.query_grid(4, 4, 'datpp')[:, 0, 0], torch.tensor([-1, -1 / 3, 1 / 3, 1]))
     centres = torch.tensor([-0.75, -0.25, 0.25, 0.75])

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Both attentions and the sampling as Triton kernels. Triton itself is imported when the first of them runs."""
+"""Both attentions and the sampling as Triton kernels, and what their files share. Triton is imported on first use."""
 
 import importlib.util
 import os
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WIDEST = 128  # head
-FARTHEST = 2**31  # numbers of an image or head from its first to its last: kernels count with 32 bits
+WIDEST = 128  # channels of a head, at most
+FARTHEST = 2**31  # an image or head must span fewer numbers in memory, since kernels count with 32 bits
 HAS_TRITON = importlib.util.find_spec('triton') is not None
-HAS_COMPILER = bool(os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang'))))  # of C: Triton needs one
+HAS_COMPILER = bool(os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang'))))  # Triton needs a C compiler
 
 
 def interprets() -> bool:
-    """Whether Triton runs its kernels in Python, on the CPU, for tests."""
+    """Whether Triton interprets its kernels in Python on the CPU, as the tests have it."""
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
 def _why_not_device(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this device, or None."""
     if interprets() and device.type == 'cpu':
         return None
     if device.type != 'cuda' or torch.version.hip:
@@ -34,7 +35,7 @@ def _why_not_device(device: torch.device) -> str | None:
 
 
 def why_not(*tensors: Tensor, of: int = 2) -> str | None:
-    """Of tensors in the dtype of the calculation, whose first axes are images, and heads if there are two."""
+    """Why the kernels cannot take these tensors, or None. The first `of` axes are images, or images and heads."""
     dtypes = {x.dtype for x in tensors}
     if len(dtypes) > 1:
         return f'it wants one dtype, not {", ".join(sorted(str(x) for x in dtypes))}'
@@ -47,6 +48,7 @@ def why_not(*tensors: Tensor, of: int = 2) -> str | None:
 
 
 def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernels of attention cannot take these q, k and v, or None."""
     if q.shape[-1] > WIDEST:
         return f'heads are {q.shape[-1]} wide, it takes {WIDEST} at most'
     if v.shape[-1] != q.shape[-1]:
@@ -55,19 +57,19 @@ def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def precision() -> str:
-    """Of products in float32: as PyTorch's own, float32 being three products of tf32."""
+    """How float32 products are made, by PyTorch's own setting: of tf32, or else of three tf32 for nearly all digits."""
     products = torch.backends.cuda.matmul
-    try:  # newer than allow_tf32, which must not be read once this has been set
+    try:  # the newer setting; once it has been set, reading allow_tf32 is an error
         return 'tf32' if products.fp32_precision == 'tf32' else 'tf32x3'
     except AttributeError:
         return 'tf32' if products.allow_tf32 else 'tf32x3'
 
 
 def power_of_2(n: int) -> int:
-    """The first one from n on that a product takes."""
+    """The smallest power of 2 from n on that tl.dot takes: 16 at least."""
     return max(16, 1 << (n - 1).bit_length())
 
 
 def rows(x: Tensor) -> Tensor:
-    """x with its last axis in one piece."""
+    """Makes the last axis of x contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()

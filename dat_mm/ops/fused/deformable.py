@@ -1,9 +1,9 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Deformable attention by the kernels of deformable_kernels.py: launches, workspaces, gradients.
 
-The backward goes through the map a band of rows at a time. Of a band, one kernel makes the gradients of k, v and
-points, and writes those of the logits to a workspace, from which a product makes the gradient of q and another kernel
-that of the table. Each number is added up by one program, in one order: no atomics, and the same bits every time.
+The backward goes through the map a band of rows at a time. For a band, one kernel adds to the gradients of k, v and
+points, and writes the gradients of the logits to a workspace. From that a product makes the gradient of q, and another
+kernel that of the table. Each number is added up by one program in one order, so runs repeat to the bit.
 
 B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys.
 """
@@ -20,15 +20,15 @@ from ..layout import round_up
 from ..tracing import exporting
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
-WORKSPACE = 48 << 20  # logits of a band
-PROGRAMS = 512  # enough for a large GPU
-LARGEST = 60000.0  # of a table in float16
-MOST_CELLS = 300  # of a table along an axis: places in it are whole numbers, with 22 bits after the point
+WORKSPACE = 48 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
+PROGRAMS = 512  # of a backward, at least, where there is work for them: enough for a large GPU
+LARGEST = 60000.0  # absolute value of a cell in a float16 table
+MOST_CELLS = 300  # of a table along an axis, since places in it are int32 with 22 bits after the point
 LOG2_E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut into programs."""
+    """Sizes of the blocks of a program, and how it is launched."""
 
     queries: int
     keys: int
@@ -36,7 +36,7 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By width of the heads, at most, and bytes of a number: forward, backward.
+# Blocks of the forward and of the backward, by the greatest width of a head and the bytes of a number.
 BLOCKS = {
     (32, 2): (Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1)),
     (64, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
@@ -48,13 +48,14 @@ BLOCKS = {
 
 
 def blocks_of(q: Tensor) -> tuple[Blocks, Blocks]:
-    if interprets():  # few keys, for tests to have several blocks
+    """The blocks of the forward and of the backward."""
+    if interprets():  # few keys, so that small tests have several blocks
         return Blocks(64, 16, 4, 1), Blocks(64, 16, 4, 1)
     return next(blocks for (width, size), blocks in BLOCKS.items() if q.shape[-1] <= width and q.itemsize == size)
 
 
 class Call:
-    """What the kernels are given of a call, forward and backward alike."""
+    """The arguments of a call as the kernels take them, forward and backward alike."""
 
     def __init__(self, q, k, v, points, table, convention: str):
         self.B, self.M, self.H, self.W, self.D = q.shape
@@ -67,7 +68,8 @@ class Call:
         self.origins, self.slopes = zip(*places, strict=True)
         self.steps = (0.0, 0.0) if table is None else grid.table_steps((self.H, self.W), self.cells, convention)
         self.unit = table is not None and all(abs(step - 1) < 1e-9 for step in self.steps)
-        self.table = self.places = self.distances = self.points  # without a table, they are not read
+        # Without a table these are placeholders, which the kernels do not read.
+        self.table = self.places = self.distances = self.points
         if table is not None:
             self.table = pack(table, self.half)
             self.places, self.distances = self.place_keys(), self.place_queries()
@@ -85,6 +87,7 @@ class Call:
         return self.H * self.W
 
     def place_keys(self) -> Tensor:
+        """Where the first query stands in the table of each key: a pair of int32 in one int64."""
         from . import deformable_kernels as kernels
 
         keys = self.points.numel() // 2
@@ -95,6 +98,7 @@ class Call:
         return places
 
     def place_queries(self) -> Tensor:
+        """How far each query stands from the first one: a pair of int32 in one int64."""
         from . import deformable_kernels as kernels
 
         distances = torch.empty(self.queries, dtype=torch.int64, device=self.points.device)
@@ -104,15 +108,17 @@ class Call:
         return distances
 
     def blocks(self, blocks: Blocks) -> dict:
+        """The compile-time options of a launch with these blocks."""
         return self.options | dict(
             BLOCK_Q=blocks.queries, BLOCK_K=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages
         )
 
 
 def pack(table: Tensor, half: bool) -> Tensor:
-    """Each cell with its neighbours, for powers of 2: int64 (M, 2T_h+2, 2T_w+1), in a ring of zeros.
+    """Packs each cell of a table with its neighbours into one word: int64 (M, 2T_h+2, 2T_w+1), in a ring of zeros.
 
-    In a word are a cell and the next one, in float32; or these and the two below, in float16.
+    A word has a cell and the next one in float32, or these and the two below in float16. Cells are multiplied by
+    log2(e), because the kernels take powers of 2.
     """
     table = F.pad(table.float() * LOG2_E, (1, 2, 1, 3))
     if half:
@@ -123,7 +129,7 @@ def pack(table: Tensor, half: bool) -> Tensor:
 
 
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
-    """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
+    """Computes the output (B, M, H, W, D), and the log2 of the sum of each query's powers of 2 (B, M, H, W)."""
     from . import deformable_kernels as kernels
 
     call = Call(q, k, v, points, table, convention)
@@ -140,13 +146,14 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
 
 
 def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
-    """Gradients to q, k, v, points and table, of those there are."""
+    """Computes the gradients of q, k and v, and with a table those of points and table."""
     from . import deformable_kernels as kernels
 
     call = Call(q, k, v, points, table, convention)
     B, M, K, D, Q = call.B, call.M, call.K, call.D, call.queries
     grad = rows(grad.to(q.dtype).flatten(2, 3))
-    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()  # what all logits of a query lose
+    # The backward of the softmax subtracts this from the gradients of all weights of a query.
+    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()
     _, blocks = blocks_of(q)
     band = max(1, min(call.H, WORKSPACE // max(1, B * M * K * call.W)))
     band = -(-call.H // -(-call.H // band))
@@ -182,7 +189,7 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
 
 
 class TableGradient:
-    """Of bands of gradients of logits in a workspace (B M, K, pitch)."""
+    """The gradient of the table, added up from bands of gradients of the logits in a workspace (B M, K, pitch)."""
 
     def __init__(self, call: Call, workspace: Tensor):
         self.call, self.workspace = call, workspace
@@ -193,7 +200,7 @@ class TableGradient:
         self.total = workspace.new_zeros(self.splits, len(workspace), *call.cells, dtype=torch.float32)
 
     def add(self, top: int, bottom: int) -> None:
-        """Of rows top to bottom of the map."""
+        """Adds what rows `top` to `bottom` of the map give."""
         from . import deformable_kernels as kernels
 
         call = self.call
@@ -211,6 +218,7 @@ class TableGradient:
         )
 
     def sum(self) -> Tensor:
+        """The whole gradient, (M, 2T_h-1, 2T_w-1)."""
         return self.total.unflatten(1, (self.call.B, self.call.M)).sum((0, 1))
 
 
@@ -234,5 +242,5 @@ def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
 
 
 def is_faster(q, **call) -> bool:
-    """Not where Triton is interpreted; and an exported graph is of plain operators, unless this is asked for."""
+    """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return q.is_cuda and not exporting()

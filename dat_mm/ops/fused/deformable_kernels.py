@@ -1,18 +1,18 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Kernels of deformable attention. One program has a block of queries or of keys, of one image and head.
+"""Kernels of deformable attention. One program has a block of queries or of keys of one image and head.
 
-The bias is never in memory: each logit reads the four cells of the table around its place, packed so that two words (of
-float32) or one (of float16) bring them, and blends them. Lanes run along the queries, which are neighbours in the table
-for every key. Beyond the table is a ring of two cells of zeros, to which all places further out are moved.
+The bias is never in memory. Each logit reads the four cells of the table around its place and blends them. They are
+packed so that two words bring them in float32, and one in float16. Lanes run along the queries, which are neighbours in
+the table for every key. Around the table is a ring of zeros, and all places further out are moved there.
 
-pair: image and head; n queries, in rows of `width`; y, x: where they are in the table, in cells.
+`pair` is an image and a head. The n queries are in rows of `width`. y and x are places in the table, in cells.
 """
 
 import triton
 import triton.language as tl
 
 ONE = tl.constexpr(4194304.0)
-BITS = tl.constexpr(22)  # after the point, of places in the table: finer than float32 from cell 2 on
+BITS = tl.constexpr(22)  # after the point, in places in the table; from cell 4 on they are finer than float32
 SIZES = [
     'heads',
     'per_group',
@@ -24,17 +24,17 @@ SIZES = [
     'first',
     'last',
     'splits',
-]  # one kernel for all of them
+]  # arguments that are not specialised: one kernel serves all their values
 
 
 @triton.jit(do_not_specialize=['n'])
 def place_keys(points, places, n, cells_y, cells_x, origin_y, origin_x, slope_y, slope_x, BLOCK: tl.constexpr):
-    """Where the first query is in the table of each of n keys, in the ring: (n, 2), whole numbers."""
+    """Writes where the first query is in the table of each of n keys, its ring included: (n, 2), in fixed point."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < n
     y = origin_y + slope_y * tl.load(points + at * 2, mask=there, other=0.0)
     x = origin_x + slope_x * tl.load(points + at * 2 + 1, mask=there, other=0.0)
-    # A table before its first query or behind its last one is zero for all.
+    # If the first query is further from the first cell than the table is long, no query reaches the table.
     y = tl.minimum(tl.maximum(y, -2.0 - cells_y), 2.0 + cells_y)
     x = tl.minimum(tl.maximum(x, -2.0 - cells_x), 2.0 + cells_x)
     tl.store(places + at * 2, to_fixed(y + 1), mask=there)
@@ -43,7 +43,7 @@ def place_keys(points, places, n, cells_y, cells_x, origin_y, origin_x, slope_y,
 
 @triton.jit(do_not_specialize=['n', 'width'])
 def place_queries(places, n, width, step_y, step_x, UNIT: tl.constexpr, BLOCK: tl.constexpr):
-    """How far each of n queries is from the first one: (n, 2), as above, or in cells."""
+    """Writes how far each of n queries is from the first one: (n, 2), in fixed point, or in whole cells if UNIT."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.minimum(at, n - 1)
     y, x = i // width, i % width
@@ -55,14 +55,15 @@ def place_queries(places, n, width, step_y, step_x, UNIT: tl.constexpr, BLOCK: t
 
 @triton.jit
 def to_fixed(t):
+    """A number of cells as an integer with BITS bits after the point."""
     return tl.floor(t * ONE + 0.5).to(tl.int32)
 
 
 @triton.jit
 def cells_and_parts(first, i, cells, UNIT: tl.constexpr):
-    """For keys (k, 1) and queries (1, n) along an axis: the cell before each query, and how far on it is.
+    """The cell before each query along an axis, and how far beyond it the query is: for keys (k, 1), queries (1, n).
 
-    UNIT: queries are one cell apart, so all are equally far.
+    With UNIT, queries are one cell apart, so all queries of a key are equally far beyond theirs.
     """
     if UNIT:
         cell = (first >> BITS) + i
@@ -70,29 +71,29 @@ def cells_and_parts(first, i, cells, UNIT: tl.constexpr):
     else:
         t = first + i
         cell = t >> BITS
-    # What is before the ring is far behind it as an unsigned number: zero both.
+    # As an unsigned number, a cell before the ring is far behind it. Both are moved to the zeros at its end.
     cell = tl.minimum(cell.to(tl.uint32, bitcast=True), (cells + 1).to(tl.uint32)).to(tl.int32, bitcast=True)
-    # As the last bits of a number from 1 to 2: to convert is eight times slower.
+    # Put the fraction into the last bits of a number from 1 to 2. A conversion would be eight times slower.
     part = (((t << (23 - BITS)) & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1
     return cell, part
 
 
 @triton.jit
 def half_words(word):
-    """The two float16 in an int32."""
+    """Splits an int32 into the two float16 in it, as float32."""
     low, high = word.to(tl.int16), (word >> 16).to(tl.int16)
     return low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def words(word):
-    """The two int32 in an int64."""
+    """Splits an int64 into the two int32 in it."""
     return word.to(tl.int32), (word >> 32).to(tl.int32)
 
 
 @triton.jit
 def interpolate(table, keys, queries, cells_y, cells_x, HALF: tl.constexpr, UNIT: tl.constexpr):
-    """The bias for the places of keys (k,) and queries (n,): (k, n), and its slopes along y and x."""
+    """The bias (k, n) for the places of keys (k,) and queries (n,), and its slopes along y and x."""
     y, x = words(keys)
     along_y, along_x = words(queries)
     y, part_y = cells_and_parts(y[:, None], along_y[None, :], cells_y, UNIT)
@@ -151,6 +152,7 @@ def forward(
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Writes the output of a block of queries, and the log2 of the sum of each query's powers of 2."""
     blocks = tl.cdiv(queries, BLOCK_Q)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = pair // heads, pair % heads
@@ -241,10 +243,10 @@ def backward(
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of a block of keys and a share of the queries from first to last: adds to the gradients of k, v and points.
+    """Adds to the gradients of k, v and points for a block of keys, from a share of the queries `first` to `last`.
 
-    Those have a copy for each share (shares, pairs, keys, D or 2). The gradients of the logits are written too, with
-    queries first to last in the last axis: (pairs, keys, pitch).
+    These gradients have a copy for each share: (shares, pairs, keys, D or 2). The gradients of the logits are written
+    too: (pairs, keys, pitch), with queries `first` to `last` along the last axis.
     """
     blocks = tl.cdiv(keys, BLOCK_K)
     block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks % splits
@@ -305,7 +307,7 @@ def backward(
 
 @triton.jit
 def reaching(first, step, low, high, size):
-    """Of queries 0 to size along an axis, those from cell low - 1 to high + 1, and a few more; all if they stand."""
+    """Which of `size` queries along an axis are from cell low - 1 to high + 1, and a few more: all if the step is 0."""
     stands = step == 0
     step += tl.where(stands, 1.0, 0.0)
     start = tl.where(stands, 0.0, tl.floor((low - 1 - first) / step) - 1)
@@ -317,6 +319,7 @@ def reaching(first, step, low, high, size):
 
 @triton.jit
 def hat(u):
+    """The weight of a cell at distance u in linear interpolation."""
     return tl.maximum(1 - tl.abs(u), 0.0)
 
 
@@ -347,9 +350,9 @@ def table_gradient(
     BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of a tile of the table and a share of the keys: adds A_y^T of_logits A_x, for queries in rows first to last.
+    """Adds A_y^T of_logits A_x to a tile of the table, for a share of the keys and queries in rows `first` to `last`.
 
-    of_logits (pairs, keys, pitch) begins with the query at the start of row `first`; of_table (shares, pairs, Y, X).
+    of_logits (pairs, keys, pitch) begins with the query at the start of row `first`. of_table is (shares, pairs, Y, X).
     """
     tiles_x = tl.cdiv(cells_x, BLOCK_X)
     tiles = tl.cdiv(cells_y, BLOCK_Y) * tiles_x

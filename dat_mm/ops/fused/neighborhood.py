@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Neighborhood attention by the kernels of neighborhood_kernels.py: launches and gradients, without atomics.
+"""Neighborhood attention by the kernels of neighborhood_kernels.py: launches and gradients. There are no atomics.
 
 B batch, M heads, D head width, H x W the map, N the side of a neighborhood.
 """
@@ -14,14 +14,14 @@ from .. import library, reference
 from ..tracing import exporting
 from . import power_of_2, precision, rows, why_not_heads
 
-# By bytes of a head, at most: queries of a tile along an axis, keys at a time.
+# The greatest bytes of a head, and for these: queries of a tile along an axis, keys at a time.
 TILES = ((256, 8, 32), (512, 4, 16))
-AT_ONCE = 32 << 20  # gradients of logits in float32
+AT_ONCE = 32 << 20  # gradients of logits that are converted to float32 at a time
 LOG2_E = math.log2(math.e)
 
 
 class Call:
-    """What all kernels are given of a call."""
+    """The arguments of a call as all kernels take them."""
 
     def __init__(self, q, k, v, table, kernel_size: int, scale: float):
         self.B, self.M, self.H, self.W, D = q.shape
@@ -46,17 +46,18 @@ class Call:
 
 
 def strides(*tensors: Tensor) -> list[int]:
+    """The strides of all axes but the last, which is contiguous."""
     return [n for x in tensors for n in x.stride()[:-1]]
 
 
 def like_map(q: Tensor) -> Tensor:
-    """An empty (B, M, H, W, D); in memory (B, H, W, M, D), as the projection wants it."""
+    """Makes an empty (B, M, H, W, D) that lies in memory as (B, H, W, M, D), which is what the projection takes."""
     B, M, H, W, D = q.shape
     return q.new_empty(B, H, W, M, D).permute(0, 3, 1, 2, 4)
 
 
 def forward(q, k, v, table, kernel_size: int, scale: float) -> tuple[Tensor, Tensor]:
-    """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
+    """Computes the output (B, M, H, W, D), and the log2 of the sum of each query's powers of 2 (B, M, H, W)."""
     from . import neighborhood_kernels as kernels
 
     call = Call(q, k, v, table, kernel_size, scale)
@@ -71,13 +72,14 @@ def forward(q, k, v, table, kernel_size: int, scale: float) -> tuple[Tensor, Ten
 
 
 def backward(grad, q, k, v, table, out, log_sum, kernel_size: int, scale: float) -> list[Tensor]:
-    """Gradients to q, k, v, and to a table."""
+    """Computes the gradients of q, k and v, and of the table if there is one."""
     from . import neighborhood_kernels as kernels
 
     call = Call(q, k, v, table, kernel_size, scale)
     B, M, H, W = log_sum.shape
     grad = rows(grad.to(q.dtype))
-    shared = (grad.float() * out.float()).sum(-1).contiguous()  # what all logits of a query lose
+    # The backward of the softmax subtracts this from the gradients of all weights of a query.
+    shared = (grad.float() * out.float()).sum(-1).contiguous()
     inputs = call.q, call.k, call.v, call.table, grad, log_sum.contiguous(), shared
     of_q, of_k, of_v = like_map(q), like_map(q), like_map(q)
     of_logits = q.new_empty((B, M, H, kernel_size, W, kernel_size) if table is not None else 0)
@@ -99,7 +101,7 @@ def backward(grad, q, k, v, table, out, log_sum, kernel_size: int, scale: float)
 
 
 def table_gradient(of_logits: Tensor) -> Tensor:
-    """From gradients of logits (B, M, H, N, W, N) to (M, 2N-1, 2N-1): by one-hot matrices along x, then along y."""
+    """Sums gradients of logits (B, M, H, N, W, N) into (M, 2N-1, 2N-1), by one-hot matrices along x, then along y."""
     B, M, H, N, W, _ = of_logits.shape
     side = torch.arange(2 * N - 1, device=of_logits.device)
     y, x = ((reference.neighbors(n, N, side.device)[1].view(-1, 1) == side).float() for n in (H, W))
@@ -155,5 +157,5 @@ def why_not(q, k, v, dropout, **call) -> str | None:
 
 
 def is_faster(q, **call) -> bool:
-    """As of deformable attention."""
+    """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return q.is_cuda and not exporting()

@@ -1,27 +1,29 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Kernels of neighborhood attention. One program has a tile of queries, or of keys, of one image and head.
 
-A tile of 8x8 queries sees keys in a square of 14x14, for 7x7 neighborhoods: products with all of them, of which those
-that a query does not see are masked. That is four times the arithmetic, on matrix units that are waiting anyway.
+With 7x7 neighborhoods, a tile of 8x8 queries sees keys in a square of 14x14. Products are made with all of these keys,
+and those that a query does not see are masked. That is four times the arithmetic, on matrix units that are waiting
+anyway.
 
-pair: image and head; the neighborhood of a query begins at `start_of` it, along both axes.
+`pair` is an image and a head.
 """
 
 import triton
 import triton.language as tl
 
-SIZES = ['heads', 'height', 'width']  # one kernel for all of them
-LEAST = tl.constexpr(-1e30)  # a largest logit where there was none
+SIZES = ['heads', 'height', 'width']  # arguments that are not specialised: one kernel serves all their values
+LEAST = tl.constexpr(-1e30)  # stands for the largest logit where there is none yet
 
 
 @triton.jit
 def start_of(i, size, KERNEL: tl.constexpr):
+    """Where the neighborhood of query i begins along an axis. At the borders it is moved inside."""
     return tl.minimum(tl.maximum(i - KERNEL // 2, 0), size - KERNEL)
 
 
 @triton.jit
 def tile_of(heads, height, width, TILE: tl.constexpr):
-    """Of this program: pair, image, head, and the first row and column of its tile."""
+    """The pair, image and head of this program, and the first row and column of its tile."""
     tiles_x = tl.cdiv(width, TILE)
     tiles = tl.cdiv(height, TILE) * tiles_x
     pair, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
@@ -30,8 +32,9 @@ def tile_of(heads, height, width, TILE: tl.constexpr):
 
 @triton.jit
 def logits_of(products, table, y, x, key_y, key_x, height, width, scale, TABLE: tl.constexpr, KERNEL: tl.constexpr):
-    """Logits of queries at y, x and keys at key_y, key_x, which broadcast: -inf where a key is not seen."""
-    y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)  # outside is as the border: within the table
+    """Logits of queries at y, x and keys at key_y, key_x, which broadcast. They are -inf where a key is not seen."""
+    # A query outside the map is treated as if it were at the border, to stay within the table.
+    y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)
     start_y, start_x = start_of(y, height, KERNEL), start_of(x, width, KERNEL)
     seen = (key_y >= start_y) & (key_y < start_y + KERNEL) & (key_x >= start_x) & (key_x < start_x + KERNEL)
     logits = products * scale
@@ -78,6 +81,7 @@ def forward(
     TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Writes the output of a tile of queries, and the log2 of the sum of each query's powers of 2."""
     pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
     y, x = top + n // TILE, left + n % TILE
@@ -171,7 +175,10 @@ def backward_queries(
     TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradient of q, and with a table those of the logits: (pair, y, row of the neighborhood, x, its column)."""
+    """Writes the gradient of q for a tile of queries, and with a table the gradients of their logits.
+
+    Those are (pairs, y, row of the neighborhood, x, column of the neighborhood).
+    """
     pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
     y, x = top + n // TILE, left + n % TILE
@@ -225,7 +232,7 @@ def backward_queries(
 
 @triton.jit
 def queries_of(first, size, TILE: tl.constexpr, KERNEL: tl.constexpr):
-    """Along an axis, from where to where queries see keys of the tile at `first`: neighborhoods move in at borders."""
+    """The range of queries along an axis whose neighborhoods, moved inside at borders, reach the tile at `first`."""
     low = tl.where(first < KERNEL, 0, first - KERNEL // 2)
     last = first + TILE - 1
     high = tl.where(last >= size - KERNEL, size, last + KERNEL // 2 + 1)
@@ -277,7 +284,7 @@ def backward_keys(
     TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradients of k and v, which lie alike."""
+    """Writes the gradients of k and v for a tile of keys. Both have the same strides."""
     pair, image, head, top, left = tile_of(heads, height, width, TILE)
     n, i, d = tl.arange(0, TILE * TILE), tl.arange(0, ROWS * COLUMNS), tl.arange(0, BLOCK_D)
     key_y, key_x = top + n // TILE, left + n % TILE

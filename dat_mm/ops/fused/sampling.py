@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Sampling of features by the kernels of sampling_kernels.py: deterministic, which grid_sample on CUDA is not.
+"""Sampling of features by the kernels of sampling_kernels.py, which repeat to the bit. grid_sample on CUDA does not.
 
 B batch, G groups, C channels, H x W the map, K = Hk Wk keys.
 """
@@ -13,19 +13,22 @@ from ..tracing import exporting
 from . import power_of_2, precision, rows
 from . import why_not as _why_not
 
-KEYS = 16  # at a time
+# Sizes of the blocks of a program; KEYS_OF_PIXELS are keys at a time in the gradient of the map.
+KEYS = 16
 CHANNELS = 64
 PIXELS = 64
 KEYS_OF_PIXELS = 32
 
 
 def _sizes(x: Tensor, points: Tensor):
+    """The sizes that the kernels take, and the number of programs by blocks of keys."""
     (B, H, W, C), G = x.shape, points.shape[1]
     K = points.shape[2] * points.shape[3]
     return (G, H, W, K, C // G), B * G * -(-K // KEYS)
 
 
 def _channels(x: Tensor, points: Tensor, most: int) -> int:
+    """The channels of a block: those of a group, or `most`."""
     return min(most, power_of_2(x.shape[-1] // points.shape[1]))
 
 
@@ -46,7 +49,7 @@ def forward(x: Tensor, points: Tensor) -> Tensor:
 
 
 def backward(grad: Tensor, x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to x and to points."""
+    """Computes the gradients of x and of points."""
     from . import sampling_kernels as kernels
 
     x, grad, places = rows(x), grad.to(x.dtype).contiguous(), points.float().contiguous()
@@ -111,5 +114,5 @@ def why_not(x, points) -> str | None:
 
 
 def is_faster(x, points) -> bool:
-    """As of deformable attention."""
+    """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return x.is_cuda and not exporting()

@@ -1,27 +1,27 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Kernels that sample features at points. One program has a block of keys, or of pixels, of one image and group.
 
-The gradient of the map is a product: a pixel's is the sum over all keys of hat(y - its row) hat(x - its column) times
-the gradient of the key, and the hats are made where they are needed. Nothing is added to memory from two sides.
+The gradient of the map is a product. That of a pixel is the sum over all keys of hat(y - row) hat(x - column) times the
+gradient of the key. The hats are made where they are needed. No two programs add to the same place in memory.
 
-pair: image and group; y, x: where a point is in the map, in pixels.
+`pair` is an image and a group. y and x are where a point is in the map, in pixels.
 """
 
 import triton
 import triton.language as tl
 
-SIZES = ['groups', 'height', 'width', 'keys', 'channels']  # one kernel for all of them
+SIZES = ['groups', 'height', 'width', 'keys', 'channels']  # not specialised: one kernel serves all values
 
 
 @triton.jit
 def place(points, at, there, size, axis: tl.constexpr):
-    """Points in [-1, 1] from the first pixel of an axis to the last."""
+    """Loads where points are along an axis, in pixels: -1 is the first pixel, 1 the last."""
     return (tl.load(points + at * 2 + axis, mask=there, other=0.0) + 1) * 0.5 * (size - 1)
 
 
 @triton.jit
 def load_pixels(x, y, column, height, width, row_step, column_step, there, c):
-    """Pixels (k, c), zero outside. y and column are whole numbers in float32, of any size."""
+    """Loads pixels (k, c), zero outside the map. y and column are whole numbers in float32, of any size."""
     inside = there & (y >= 0) & (y < height) & (column >= 0) & (column < width)
     at = tl.where(inside, y, 0.0).to(tl.int32) * row_step + tl.where(inside, column, 0.0).to(tl.int32) * column_step
     return tl.load(x + at[:, None] + c[None, :], mask=inside[:, None] & (c >= 0)[None, :], other=0.0).to(tl.float32)
@@ -29,14 +29,14 @@ def load_pixels(x, y, column, height, width, row_step, column_step, there, c):
 
 @triton.jit
 def split(t):
-    """The pixel before, and how far on."""
+    """Splits places into the pixel before each and how far beyond it they are."""
     before = tl.floor(t)
     return before, (t - before)[:, None]
 
 
 @triton.jit
 def load_corners(x, y, column, height, width, row_step, column_step, there, c):
-    """The pixels around points: above, left and right, and below."""
+    """Loads the four pixels around points: above left, above right, below left, below right."""
     a = load_pixels(x, y, column, height, width, row_step, column_step, there, c)
     b = load_pixels(x, y, column + 1, height, width, row_step, column_step, there, c)
     d = load_pixels(x, y + 1, column, height, width, row_step, column_step, there, c)
@@ -60,6 +60,7 @@ def forward(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Writes the samples of a block of points."""
     blocks = tl.cdiv(keys, BLOCK_K)
     pair, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     image, group = pair // groups, pair % groups
@@ -97,7 +98,10 @@ def backward_points(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """grad (image, keys, groups, channels) and of_points (image, groups, keys, 2) in one piece."""
+    """Writes the gradient of a block of points.
+
+    grad (images, keys, groups, channels) and of_points (images, groups, keys, 2) are contiguous.
+    """
     blocks = tl.cdiv(keys, BLOCK_K)
     pair, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     image, group = pair // groups, pair % groups
@@ -127,6 +131,7 @@ def backward_points(
 
 @triton.jit
 def hat(u):
+    """The weight of a pixel at distance u in linear interpolation."""
     return tl.maximum(1 - tl.abs(u), 0.0)
 
 
@@ -145,7 +150,10 @@ def backward_map(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of a block of pixels and of channels. grad as above; of_x (image, height, width, groups, channels)."""
+    """Writes the gradient of the map for a block of pixels and of channels.
+
+    grad (images, keys, groups, channels) and of_x (images, height, width, groups, channels) are contiguous.
+    """
     blocks_c = tl.cdiv(channels, BLOCK_C)
     blocks = tl.cdiv(height * width, BLOCK_P)
     block_c, block = tl.program_id(0) % blocks_c, tl.program_id(0) // blocks_c % blocks
