@@ -58,7 +58,7 @@ class LinearFunction(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
     if torch.is_grad_enabled():
-        return reference.ACTIVATIONS[activation](LinearFunction.apply(x, weight, bias))
+        return reference.activate(LinearFunction.apply(x, weight, bias), activation)
     dtype = autocast_dtype() or x.dtype
     x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
     return multiply(x, weight, bias, activation)

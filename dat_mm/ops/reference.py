@@ -11,11 +11,15 @@ from torch import Tensor
 from . import grid
 from .layout import contiguous
 
-ACTIVATIONS = {'none': lambda x: x, 'gelu': F.gelu}
+ACTIVATIONS = ('none', 'gelu')
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    return F.gelu(x) if activation == 'gelu' else x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
-    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+    return activate(F.linear(x, weight, bias), activation)
 
 
 def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
