@@ -4,12 +4,13 @@
 --suite runs every target of the project for that device; otherwise all combinations of the options are run.
 """
 
-import argparse
 import sys
+
+from dat_mm.commands import cli
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument('--suite', choices=('cpu', 'gpu'), help='all targets for that device')
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='of a suite, these only')
     parser.add_argument('--out', default='work_dirs/benchmark', metavar='DIR')
@@ -33,14 +34,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    from dat_mm.benchmark.benchmark import benchmark
-    from dat_mm.errors import UserError
-
-    try:
-        passed = benchmark(**vars(args))
-    except (UserError, OSError) as error:
-        sys.exit(f'error: {error}')
+    passed = cli.call('dat_mm.benchmark.benchmark', parse_args(argv), errors=(OSError,))
     if not passed:
         sys.exit(1)
 

@@ -71,7 +71,7 @@ DRAW = {
 }
 
 
-def browse(config, *, out_dir=None, number=16, phase='train', seed=0, cfg_options=()):
+def browse_data(config, *, out_dir=None, number=16, phase='train', seed=0, cfg_options=()):
     """Writes `number` pictures of what `phase` feeds the model into `out_dir`; returns their paths."""
     matplotlib.use('Agg')
     if number < 1:
