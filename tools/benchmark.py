@@ -22,7 +22,12 @@ def parse_args(argv=None):
     choice = parser.add_argument_group('without --suite')
     choice.add_argument('--archs', nargs='+', default=[], help='of dat_mm, or deformable-attention, the op alone')
     choice.add_argument('--peers', nargs='+', default=[], help='timm/NAME or mmpretrain/TYPE/ARCH')
-    choice.add_argument('--backends', nargs='+', default=['auto'], help='of the archs; reference is the published way')
+    choice.add_argument(
+        '--backends',
+        nargs='+',
+        default=['auto'],
+        help='of the archs; reference computes as the code of the authors does',
+    )
     choice.add_argument('--sizes', nargs='+', default=['224'], help='224 or 800x1280, height first')
     choice.add_argument('--batches', nargs='+', type=int, default=[1])
     choice.add_argument('--dtypes', nargs='+', default=['float32'], help='float32, bfloat16, float16 or amp')

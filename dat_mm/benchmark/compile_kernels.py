@@ -10,12 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SLOW = {'MUFU', 'FRND', 'F2I', 'I2F', 'F2F'}
+SLOW = {'MUFU', 'FRND', 'F2I', 'I2F', 'F2F'}  # exponentials and conversions: eight times as long as the others
 MODULES = ('deformable', 'neighborhood', 'sampling')
-LAUNCHES = []
+LAUNCHES = []  # (name, kernel, arguments, options) of those recorded
 
 
 class Recorded:
+    """Stands for a kernel: its launch is written down and does not take place."""
+
     def __init__(self, name, kernel):
         self.name, self.kernel = name, kernel
 
@@ -24,7 +26,7 @@ class Recorded:
 
 
 def record(dtype: str, width: int, convention: str) -> list:
-    """(name, kernel, arguments, options) of every launch, forward and backward, none of which takes place."""
+    """Collects (name, kernel, arguments, options) of each launch of the ops, forward and backward; none takes place."""
     import torch
 
     from dat_mm.ops.fused import deformable, neighborhood, sampling
@@ -53,7 +55,7 @@ def record(dtype: str, width: int, convention: str) -> list:
 
 
 def compile_launch(kernel, args, options, capability: int):
-    """As triton would at the first launch."""
+    """Compiles a kernel as triton would at its first launch with these arguments."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -78,7 +80,7 @@ def compile_launch(kernel, args, options, capability: int):
 
 
 def longest_loop(listing: str) -> list[str]:
-    """Instructions from a label to the branch back to it."""
+    """Finds the longest run of instructions from a label to a branch back to it."""
     labels, code, loops = {}, [], [[]]
     for line in listing.splitlines():
         if label := re.match(r'\s*(\.L_x_\d+):', line):
@@ -92,6 +94,7 @@ def longest_loop(listing: str) -> list[str]:
 
 
 def measure(compiled) -> dict:
+    """Reads registers, memory and the longest loop of a compiled kernel with the tools that come with triton."""
     import triton
 
     tools = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'

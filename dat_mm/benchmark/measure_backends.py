@@ -9,7 +9,7 @@ import torch
 
 from ..ops import backends, deformable_attention, neighborhood_attention
 
-# B, M, G, (H, W), K, T, convention; heads are 32 wide.
+# Of each case: B, M, G, (H, W), K, T, convention; heads are 32 wide.
 DEFORMABLE = {
     'dat-tiny stage 3, 224, batch 8': (8, 12, 3, (14, 14), 196, 14, 'dat'),
     'dat-tiny stage 4, 224, batch 8': (8, 24, 6, (7, 7), 49, 7, 'dat'),
@@ -37,7 +37,7 @@ DEFORMABLE = {
     'datpp-tiny stage 1, 800x1280': (1, 2, 1, (200, 320), 1000, 56, 'datpp'),
     'datpp-tiny stage 4, 800x1280': (1, 16, 8, (25, 40), 1000, 7, 'datpp'),
 }
-# B, M, (H, W)
+# Of each case: B, M, (H, W); heads are 32 wide.
 NEIGHBORHOOD = {
     'one neighborhood': (1, 2, (7, 7)),
     'datpp-tiny stage 1, 224, batch 8': (8, 2, (56, 56)),
@@ -49,6 +49,7 @@ NEIGHBORHOOD = {
 
 
 def deformable_case(B, M, G, size, K, T, convention, dtype):
+    """Makes (op, inputs, options) of deformable attention, of random numbers."""
     q = torch.randn(B, *size, M, 32, dtype=dtype).permute(0, 3, 1, 2, 4)
     k, v = (torch.randn(B, M, K, 32, dtype=dtype) for _ in range(2))
     points, table = torch.rand(B, G, K, 2) * 2 - 1, torch.randn(M, 2 * T - 1, 2 * T - 1)
@@ -56,39 +57,41 @@ def deformable_case(B, M, G, size, K, T, convention, dtype):
 
 
 def neighborhood_case(B, M, size, dtype):
+    """Makes (op, inputs, options) of neighborhood attention, of random numbers."""
     q, k, v = torch.randn(B, *size, 3, M, 32, dtype=dtype).permute(3, 0, 4, 1, 2, 5)
     return neighborhood_attention, (q, k, v, torch.randn(M, 13, 13)), {}
 
 
-def call(op, inputs, options, backend, trains):
-    if not trains:
+def call(op, inputs, options, backend, training):
+    """Runs the op once, in training with all its gradients."""
+    if not training:
         with torch.no_grad():
             return op(*inputs, **options, backend=backend)
     out = op(*inputs, **options, backend=backend)
     return torch.autograd.grad(out, inputs, out.detach())
 
 
-def measure(table, case, trains, repeats):
-    """Seconds of each backend, and the name of the one that 'auto' takes."""
+def measure(table, case, training, repeats):
+    """Times a case with each backend; returns their median seconds, and the name of the one that 'auto' takes."""
     op, inputs, options = case
-    inputs = [x.detach().requires_grad_(trains) for x in inputs]
+    inputs = [x.detach().requires_grad_(training) for x in inputs]
     seconds = {name: [] for name in table}
-    for _ in range(repeats + 1):  # the first to warm up
+    for _ in range(repeats + 1):  # the first warms up
         for name in table:
             start = time.process_time()
-            call(op, inputs, options, name, trains)
+            call(op, inputs, options, name, training)
             seconds[name].append(time.process_time() - start)
     chosen = []
     entries = {name: b._replace(run=lambda name=name: chosen.append(name)) for name, b in table.items()}
     names = ('q', 'k', 'v', 'points', 'table') if len(inputs) == 5 else ('q', 'k', 'v', 'table')
     arguments = dict(zip(names, inputs, strict=True)) | {'bias': None, 'dropout': 0.0, 'scale': 1.0} | options
-    with torch.set_grad_enabled(trains):
+    with torch.set_grad_enabled(training):
         backends.choose(entries, 'auto', arguments | {'kernel_size': 7})()
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}, chosen[0]
 
 
 def keep_memory():
-    """Freed memory stays in the process, as between the layers of a network: else page faults are what is timed."""
+    """Keeps freed memory in the process, as between the layers of a network; else page faults would be timed."""
     if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):  # glibc
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
@@ -108,16 +111,16 @@ def measure_backends(*, only='', repeats=3, dtype='float32') -> None:
         ('deformable', backends.DEFORMABLE, DEFORMABLE, deformable_case),
         ('neighborhood', backends.NEIGHBORHOOD, NEIGHBORHOOD, neighborhood_case),
     ):
-        table = {name: backend for name, backend in table.items() if name != 'triton'}  # that is for a GPU
+        table = {name: backend for name, backend in table.items() if name != 'triton'}  # it needs a GPU
         print(f'| {title} | | {" | ".join(table)} | |\n|{"---|" * (len(table) + 3)}', flush=True)
         for name, shape in shapes.items():
             if only not in name:
                 continue
-            for trains in (False, True):
+            for training in (False, True):
                 case = make(*shape, getattr(torch, dtype))
-                seconds, chosen = measure(table, case, trains, repeats)
+                seconds, chosen = measure(table, case, training, repeats)
                 cells = [f'**{s * 1e3:.3g}**' if n == chosen else f'{s * 1e3:.3g}' for n, s in seconds.items()]
                 mark = '!' if seconds[chosen] > 1.1 * min(seconds.values()) else ''
                 print(
-                    f'| {name} | {"training" if trains else "inference"} | {" | ".join(cells)} | {mark} |', flush=True
+                    f'| {name} | {"training" if training else "inference"} | {" | ".join(cells)} | {mark} |', flush=True
                 )
