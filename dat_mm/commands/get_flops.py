@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..complexity import Classifier, Part, count_parts, table
 from ..models import DAT
@@ -66,9 +67,23 @@ def count_arch(arch, shape, **options) -> list[Part]:
 
 def count_config(path, shape) -> list[Part]:
     model = build_config(Config.fromfile(path))
-    if not hasattr(model, 'backbone') or not hasattr(model.backbone, 'arch'):
+    if not isinstance(getattr(model, 'backbone', None), DAT):
         raise ValueError(f'{path}: its model has no DAT backbone')
+    return count_model(model, shape)
+
+
+def count_model(model, shape) -> list[Part]:
+    """Counts the parts of a model that was built by `build_config` and has a DAT backbone."""
     return count_parts(OneImage(model), torch.empty(1, 3, *shape, device='meta'), backbone='model.backbone')
+
+
+def count_macs(model, shape) -> int:
+    """Counts all multiply-adds of a model that was built by `build_config`, with any backbone."""
+    if isinstance(model.backbone, DAT):
+        return sum(part.macs for part in count_model(model, shape))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        OneImage(model).eval()(torch.empty(1, 3, *shape, device='meta'))
+    return counter.get_total_flops() // 2
 
 
 def get_flops(model, *, shape=(224,), img_size=None, window_size=None) -> None:
