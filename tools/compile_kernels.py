@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Compiles the Triton kernels as they would be launched, for a GPU that need not be there: registers, memory, code.
 
-Registers are of 255 a thread; what does not fit is spilled: kept in slow memory. The longest loop is in instructions,
-and in those of them that take eight times as long (exponentials, conversions).
+A thread has up to 255 registers; what does not fit is spilled into slow memory. The longest loop is told in
+instructions, and in those of them that take eight times as long: exponentials and conversions.
 """
 
 from dat_mm.commands import cli
