@@ -52,7 +52,10 @@ def describe_machine(device: str, threads: int | None) -> dict:
 
 
 def ceilings(side: int = 8192) -> dict:
-    """Measures what the GPU does at best: large products in bfloat16, and copies, bytes read plus bytes written."""
+    """Measures what the GPU does at best: products of random bfloat16 numbers, and copies.
+
+    A copied byte counts twice, read and written.
+    """
     import torch
 
     a, b = (torch.randn(side, side, device='cuda', dtype=torch.bfloat16) for _ in range(2))

@@ -26,7 +26,10 @@ class Recorded:
 
 
 def record(dtype: str, width: int, convention: str) -> list:
-    """Collects (name, kernel, arguments, options) of each launch of the ops, forward and backward; none takes place."""
+    """Collects (name, kernel, arguments, options) of each launch of the ops, forward and backward.
+
+    No kernel runs: each is replaced by one that writes its launch down.
+    """
     import torch
 
     from dat_mm.ops.fused import deformable, neighborhood, sampling

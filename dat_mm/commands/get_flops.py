@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..complexity import Classifier, Part, count_parts, table
 from ..models import DAT
 
-PROPOSALS, MASKS = 1000, 100  # regions for the box heads, and for the mask heads: what published FLOPs are counted for
+PROPOSALS, MASKS = 1000, 100  # regions for each box head and for each mask head, as in published FLOPs
 
 
 class OneImage(nn.Module):
-    """The forward pass of a toolbox's model on one image, from the pixels to the raw outputs of its heads.
+    """Runs a toolbox's model on one image, from the pixels to the raw outputs of its heads.
 
     The heads on regions get as many as published figures are counted for, whatever the proposals would be.
     """
@@ -43,7 +43,7 @@ class OneImage(nn.Module):
 
 
 def _stages(heads) -> list[nn.Module]:
-    """The heads of each stage of a cascade; an ordinary detector is a cascade of one."""
+    """Lists the heads of the stages of a cascade; an ordinary detector is a cascade of one stage."""
     if heads is None:
         return []
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
@@ -61,11 +61,13 @@ def build_config(cfg: Config) -> nn.Module:
 
 
 def count_arch(arch, shape, **options) -> list[Part]:
+    """Counts the parts of an arch with the head of ImageNet; `options` are those of DAT."""
     with torch.device('meta'):
         return count_parts(Classifier(DAT(arch, **options)), torch.empty(1, 3, *shape))
 
 
 def count_config(path, shape) -> list[Part]:
+    """Counts the parts of the model of a config, which must have a DAT backbone."""
     model = build_config(Config.fromfile(path))
     if not isinstance(getattr(model, 'backbone', None), DAT):
         raise ValueError(f'{path}: its model has no DAT backbone')

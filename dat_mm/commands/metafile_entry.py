@@ -17,8 +17,10 @@ BACKBONES = {'SwinTransformer': 'Swin Transformer', 'ConvNeXt': 'ConvNeXt'}
 
 
 class Data(NamedTuple):
+    """Says what the metafiles call a data set, and what their FLOPs are counted for."""
+
     name: str
-    size: tuple[int, int] | None = None  # H, W that FLOPs are told for; None: that of the training
+    size: tuple[int, int] | None = None  # H, W of the image that FLOPs are of; None: the size of the training
 
 
 DATA = {

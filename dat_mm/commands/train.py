@@ -46,7 +46,7 @@ def set_randomness(cfg, seed, deterministic: bool) -> None:
 
 
 def set_resume(cfg, resume) -> None:
-    """Goes on from the checkpoint named `resume`, once it was seen to be one of a training, or for 'auto' the last."""
+    """Goes on from a checkpoint, which is read to see that it is one of a training, or for 'auto' from the last one."""
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
     if resume != 'auto':
