@@ -1,15 +1,10 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from dat_mm import DAT
+from dat_mm.commands import get_flops
 from dat_mm.complexity import Classifier, count_parts, table
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-import get_flops
 
 # Multiply-adds at 224 with the head of ImageNet and both products of attention, in G.
 MACS = {
@@ -50,14 +45,3 @@ def test_parts_add_up_and_are_counted_whatever_the_backend():
     assert parts[-1].macs == 1000 * 192
     assert parts[0].macs == 32 * 48 * 16 * 27 + 16 * 24 * 32 * 9 * 16
     assert table(parts).count('\n') == 7
-
-
-def test_tool(capsys):
-    get_flops.main(['dat-tiny'])
-    out = capsys.readouterr().out
-    assert '28.319 M' in out and '4.563 G' in out
-
-
-def test_tool_names_unknown_archs():
-    with pytest.raises(SystemExit, match="error: arch='dat-tinny' is unknown: did you mean 'dat-tiny'"):
-        get_flops.main(['dat-tinny'])

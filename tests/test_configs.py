@@ -53,6 +53,7 @@ def test_config_parses_and_builds(leaf):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = build_model(cfg)
         assert type(model).__name__ == cfg.model.type
+        assert leaf in PARAMETERS, f'tools/metafile_entry.py configs/{leaf}.py prints what the metafile lacks'
         assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[leaf]
         for phase in PHASES:
             for transform in cfg[f'{phase}_dataloader'].dataset.pipeline:

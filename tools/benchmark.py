@@ -4,12 +4,13 @@
 --suite runs every target of the project for that device; otherwise all combinations of the options are run.
 """
 
-import argparse
 import sys
+
+from dat_mm.commands import cli
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument('--suite', choices=('cpu', 'gpu'), help='all targets for that device')
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='of a suite, these only')
     parser.add_argument('--out', default='work_dirs/benchmark', metavar='DIR')
@@ -21,7 +22,12 @@ def parse_args(argv=None):
     choice = parser.add_argument_group('without --suite')
     choice.add_argument('--archs', nargs='+', default=[], help='of dat_mm, or deformable-attention, the op alone')
     choice.add_argument('--peers', nargs='+', default=[], help='timm/NAME or mmpretrain/TYPE/ARCH')
-    choice.add_argument('--backends', nargs='+', default=['auto'], help='of the archs; reference is the published way')
+    choice.add_argument(
+        '--backends',
+        nargs='+',
+        default=['auto'],
+        help='of the archs; reference computes as the code of the authors does',
+    )
     choice.add_argument('--sizes', nargs='+', default=['224'], help='224 or 800x1280, height first')
     choice.add_argument('--batches', nargs='+', type=int, default=[1])
     choice.add_argument('--dtypes', nargs='+', default=['float32'], help='float32, bfloat16, float16 or amp')
@@ -33,14 +39,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    from dat_mm.benchmark.benchmark import benchmark
-    from dat_mm.errors import UserError
-
-    try:
-        passed = benchmark(**vars(args))
-    except (UserError, OSError) as error:
-        sys.exit(f'error: {error}')
+    passed = cli.call('dat_mm.benchmark.benchmark', parse_args(argv), errors=(OSError,))
     if not passed:
         sys.exit(1)
 

@@ -1,13 +1,12 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Trains the model of a config: detection with mmdet, segmentation with mmseg, classification with mmpretrain."""
 
-import argparse
-import sys
+from dat_mm.commands import cli
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
     parser.add_argument('--work-dir', help='for checkpoints and logs (default: work_dirs/ and the name of the config)')
     parser.add_argument(
         '--resume',
@@ -23,28 +22,13 @@ def parse_args(argv=None):
     parser.add_argument('--tensorboard', action='store_true', help='log to TensorBoard too')
     parser.add_argument('--seed', type=int, help='of everything random (default: a new one for each run)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms of torch only')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override the config, e.g. train_dataloader.batch_size=4 data_root=/data/coco',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by some launchers')
+    cli.add_cfg_options(parser, example='train_dataloader.batch_size=4 data_root=/data/coco')
+    cli.add_launcher(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    from dat_mm.commands.train import train
-    from dat_mm.errors import UserError
-
-    try:
-        train(**vars(args))
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    cli.call('dat_mm.commands.train', parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""From the options of tools/benchmark.py to the files of results."""
+"""What tools/benchmark.py does: it times cases side by side and writes JSON, tables and curves."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _version(package):
 
 
 def describe_machine(device: str, threads: int | None) -> dict:
-    """Processor, memory, versions; no names of hosts or paths."""
+    """Lists processor, memory and versions, and nothing that names the host or a path."""
     import torch
 
     info = Path('/proc/cpuinfo')
@@ -52,7 +52,10 @@ def describe_machine(device: str, threads: int | None) -> dict:
 
 
 def ceilings(side: int = 8192) -> dict:
-    """What the GPU does at best: bfloat16 products of random numbers, and copies, counting bytes read and written."""
+    """Measures what the GPU does at best: products of random bfloat16 numbers, and copies.
+
+    A copied byte counts twice, read and written.
+    """
     import torch
 
     a, b = (torch.randn(side, side, device='cuda', dtype=torch.bfloat16) for _ in range(2))
@@ -75,6 +78,7 @@ def ceilings(side: int = 8192) -> dict:
 
 
 def check_device(device: str) -> None:
+    """Raises unless there is such a device here."""
     import torch
 
     if device == 'cuda' and not torch.cuda.is_available():
@@ -82,6 +86,7 @@ def check_device(device: str) -> None:
 
 
 def choose_groups(suite, groups, options) -> list[Group]:
+    """Takes the groups of a suite, all or those named; without a suite, makes them from the other options."""
     if suite is None:
         made = make_groups(**options)
         return [Group(f'{i + 1} of {len(made)}', tuple(cases), 5) for i, cases in enumerate(made)]
@@ -89,17 +94,17 @@ def choose_groups(suite, groups, options) -> list[Group]:
     if groups:
         check_one_of('group', groups, [group.name for group in chosen])
         chosen = [group for group in chosen if group.name in groups]
-    if find_spec('mmpretrain') is None:  # its models stand beside timm's, and no target is of them
-        chosen = [replace(group, cases=tuple(c for c in group.cases if not of_mmpretrain(c))) for group in chosen]
+    if find_spec('mmpretrain') is None:  # no target is about its models, which only stand beside those of timm
+        chosen = [replace(group, cases=tuple(c for c in group.cases if not is_of_mmpretrain(c))) for group in chosen]
     return chosen
 
 
-def of_mmpretrain(case: Case) -> bool:
+def is_of_mmpretrain(case: Case) -> bool:
     return case.model.startswith('mmpretrain/')
 
 
 def write(out: Path, name: str, machine: dict, command: str, groups, results, minutes: float) -> str:
-    """NAME.json, NAME.md and, with more than one size, NAME-growth.png; returns the table of targets."""
+    """Writes NAME.json, NAME.md and, for more than one size, NAME-growth.png, and returns the table of targets."""
     judged = []
     for group, of_group in zip(groups, results, strict=True):
         found = {result.case: result for result in of_group}
@@ -124,7 +129,7 @@ def write(out: Path, name: str, machine: dict, command: str, groups, results, mi
 
 
 def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options) -> bool:
-    """Runs, prints and writes; whether all cases ran."""
+    """Runs the cases, prints and writes their results, and returns whether all of them ran."""
     for name in ('sizes', 'batches', 'repeats', 'threads'):
         values = options.get(name, dict(repeats=repeats, threads=threads).get(name))
         for value in values if isinstance(values, list) else [values]:
@@ -152,7 +157,7 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
                 low, high = quartiles(result.seconds)
                 print(f'{low:.4g} to {high:.4g} s, {result.memory / 2**20:.0f} MB', flush=True)
     arguments = [*sys.argv[1:]]
-    if '--out' in arguments:  # a path of this machine
+    if '--out' in arguments:  # results are published, and a path of this machine is nobody's business
         at = arguments.index('--out')
         del arguments[at : at + 2]
     command = shlex.join(['tools/benchmark.py', *arguments])

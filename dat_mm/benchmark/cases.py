@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What is measured: one model in one situation."""
+"""A case is what is measured: one model in one situation. Groups of cases come from the options of the tool."""
 
 import re
 from dataclasses import dataclass
@@ -9,15 +9,17 @@ from itertools import product
 from ..arch import ARCHS
 from ..errors import UserError
 
-MODES = ('inference', 'backward', 'training')  # backward: forward and backward; training: with a step of AdamW too
-DTYPES = ('float32', 'bfloat16', 'float16', 'amp')  # of the weights; amp: float32 under autocast to bfloat16
+MODES = ('inference', 'backward', 'training')  # backward adds the gradients, training a step of AdamW too
+DTYPES = ('float32', 'bfloat16', 'float16', 'amp')  # amp: weights in float32, under autocast to bfloat16
 TASKS = ('features', 'classify')  # features: the maps of all stages; classify: 1000 logits
 DEVICES = ('cpu', 'cuda')
-OP = 'deformable-attention'  # the op alone, its size that of the map: dat-tiny's stage 3
+OP = 'deformable-attention'  # the op alone, as in dat-tiny's stage 3; its size is that of the map
 
 
 @dataclass(frozen=True)
 class Case:
+    """Describes one model in one situation."""
+
     model: str  # a name of ARCHS, timm/NAME, mmpretrain/TYPE/ARCH or OP
     size: tuple[int, int] = (224, 224)
     batch: int = 1
@@ -26,21 +28,23 @@ class Case:
     backend: str | None = 'auto'  # None: the model has none
     task: str = 'features'
     device: str = 'cpu'
-    compiled: bool = False  # by torch.compile
+    compiled: bool = False  # whether torch.compile is applied
 
     @property
     def name(self) -> str:
+        """Names the model, and in brackets its backend and torch.compile where they are not the default."""
         how = [] if self.backend in (None, 'auto') else [self.backend]
         how += ['compiled'] * self.compiled
         return f'{self.model} ({", ".join(how)})' if how else self.model
 
     @property
     def pixels(self) -> int:
+        """Counts the pixels of the whole batch."""
         return self.batch * self.size[0] * self.size[1]
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """224 or 800x1280, height first."""
+    """Reads '224' or '800x1280', height first, as (height, width)."""
     match = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
     if not match:
         raise UserError(f'size {text!r} is not like 224 or 800x1280')
@@ -48,12 +52,14 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def check_one_of(what: str, values, known) -> None:
+    """Raises, and lists what is known, if one of the values is not."""
     for value in values:
         if value not in known:
             raise UserError(f'{what} {value!r} is not known: there are {", ".join(known)}')
 
 
 def check_peer(peer: str) -> None:
+    """Raises unless a peer is named like timm/NAME or mmpretrain/TYPE/ARCH and its package is installed."""
     package, _, name = peer.partition('/')
     if package not in ('timm', 'mmpretrain') or not name or (package == 'mmpretrain') != ('/' in name):
         raise UserError(f'peer {peer!r} is not like timm/convnext_base or mmpretrain/SwinTransformer/tiny')
@@ -62,7 +68,7 @@ def check_peer(peer: str) -> None:
 
 
 def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device, compiled) -> list[list[Case]]:
-    """All combinations; those that differ in nothing but the model are a group, to be timed side by side."""
+    """Combines all options. Cases that differ in the model alone form a group: they are timed side by side."""
     from ..ops.backends import DEFORMABLE, NEIGHBORHOOD
 
     check_one_of('arch', archs, (*ARCHS, OP))

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Medians, ratios and growth of results; the table of targets, the table of cases and the curves."""
+"""What is told of results: medians, ratios and growth, the tables of targets and of cases, the curves."""
 
 import math
 import statistics
@@ -14,12 +14,12 @@ MB, GB = 2**20, 1e9
 
 
 def ratio(a: Result, b: Result) -> float:
-    """Of the seconds, the median over the rounds: what else the machine does slows both of a round."""
+    """Divides a's seconds by b's in each round, which other work slows alike, and returns the median."""
     return statistics.median(x / y for x, y in zip(a.seconds, b.seconds, strict=True))
 
 
 def exponent(xs, ys) -> float:
-    """p of the power law y = c x^p that fits best: 1 where y is linear in x, or less, with a constant beside it."""
+    """Fits y = c x^p and returns p, which is 1 where y is linear in x, and less where it has a constant part too."""
     return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
 
 
@@ -28,8 +28,10 @@ def _seconds(result):
 
 
 class Measure(NamedTuple):
+    """Says how the value of a target is computed from the results of its cases."""
+
     compute: object
-    at_least: bool = False
+    at_least: bool = False  # whether the bound is a least value, not a greatest
 
 
 MEASURES = {
@@ -44,7 +46,7 @@ MEASURES = {
 
 
 def judge(target, results: dict) -> dict:
-    """What was measured of a target, and whether it is met; nothing if a case of it failed."""
+    """Tells what was measured for a target and whether it is met; both are None if one of its cases failed."""
     found = [results.get(case) for case in target.cases]
     compute, at_least = MEASURES[target.measure]
     value = met = None
@@ -61,6 +63,7 @@ def _row(*cells) -> str:
 
 
 def target_table(judged: list[dict]) -> str:
+    """Makes a Markdown table with a row for each target."""
     lines = [_row('target', 'at', 'measured', ''), '|---|---:|---:|---|']
     for row in judged:
         bound = f'{"≥" if row["at_least"] else "≤"} {row["bound"]:.3g}'
@@ -71,6 +74,7 @@ def target_table(judged: list[dict]) -> str:
 
 
 def quartiles(values) -> tuple[float, float]:
+    """Returns the lower and the upper quartile, which of one value are that value."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method='inclusive')
@@ -82,7 +86,7 @@ def _time(seconds: float) -> str:
 
 
 def case_table(results: list[Result]) -> str:
-    """A group: medians, quartiles, and how each stands to the first of its situation."""
+    """Makes a Markdown table of a group: medians, quartiles, and times relative to the first of the same situation."""
     head = ('model', 'size', 'batch', 'dtype', 'mode', 'time of a step', 'quartiles', 'images/s')
     lines = [_row(*head, 'time', 'memory', 'peak'), f'|---|---{"|---:" * 9}|']
     firsts = {}
@@ -101,12 +105,12 @@ def case_table(results: list[Result]) -> str:
     return '\n'.join(lines)
 
 
-OP_WIDTH = 32  # of its heads
-OP_PRODUCTS = {'inference': 2, 'backward': 7}  # of (queries, width) and (width, keys); 5 of them in the backward
+OP_WIDTH = 32  # channels of a head
+OP_PRODUCTS = {'inference': 2, 'backward': 7}  # products of (queries, width) by (width, keys): 2 forward, 5 backward
 
 
 def op_rates(results: list[Result], machine: dict) -> list[str]:
-    """Of the op alone on a GPU: how its arithmetic, that of its products alone, stands to what the GPU does at best."""
+    """Compares the op alone on a GPU with what the GPU does at best, counting the arithmetic of its products only."""
     lines = []
     for result in results:
         case, best = result.case, machine.get('product_tflops')
@@ -121,11 +125,12 @@ def op_rates(results: list[Result], machine: dict) -> list[str]:
 
 
 def as_dict(result: Result) -> dict:
+    """Turns a result into a dict for JSON, and adds the median of its seconds."""
     return asdict(result) | dict(median=_seconds(result) if result.seconds else None)
 
 
 def curves(results: list[Result]) -> dict[str, list[Result]]:
-    """Results by model and situation, those of at least two sizes, smallest first."""
+    """Collects the results of each model and situation that has at least two sizes, smallest first."""
     lines = {}
     for result in results:
         if result.seconds and not result.error:
@@ -140,7 +145,7 @@ def curves(results: list[Result]) -> dict[str, list[Result]]:
 
 
 def draw(results: list[Result], path) -> bool:
-    """Time and memory over the image, both axes logarithmic; False if there is only one size, or no matplotlib."""
+    """Draws time and memory over the image's size; returns False where there is only one size, or no matplotlib."""
     lines = curves(results)
     if not lines or not find_spec('matplotlib'):
         return False

@@ -6,21 +6,23 @@ from dataclasses import dataclass, field
 
 from .cases import Case
 
-LONGEST = 50  # steps in one measurement
+LONGEST = 50  # steps in one measurement, at most
 
 
 @dataclass
 class Result:
+    """Holds what was measured of a case."""
+
     case: Case
-    seconds: list[float] = field(default_factory=list)  # a step, by round
-    peak: int = 0
-    memory: int = 0  # of the peak, above the weights and the input
-    logits: int = 0
+    seconds: list[float] = field(default_factory=list)  # for one step, in each round
+    peak: int = 0  # bytes
+    memory: int = 0  # bytes of the peak that are above the weights and the input
+    logits: int = 0  # of all deformable attentions, for the whole batch
     error: str | None = None
 
 
 def work(case: Case, threads: int | None, pipe) -> None:
-    """In the process of its own: a number of steps comes in, what they took goes out."""
+    """Runs in the process of a case: receives how many steps to do, and sends what they took, until it receives 0."""
     import warnings
 
     warnings.filterwarnings('ignore')
@@ -39,6 +41,8 @@ def work(case: Case, threads: int | None, pipe) -> None:
 
 
 class Worker:
+    """Starts and drives the process of a case, and gathers its result."""
+
     def __init__(self, case: Case, threads: int | None):
         context = multiprocessing.get_context('spawn')
         self.result, self.number = Result(case), 1
@@ -48,7 +52,7 @@ class Worker:
         theirs.close()
 
     def receive(self) -> float:
-        """What the process answers goes into the result; the seconds are returned."""
+        """Puts what the process answers into the result, and returns the seconds of a step."""
         try:
             answer = self.pipe.recv()
         except EOFError:
@@ -60,7 +64,7 @@ class Worker:
         return seconds
 
     def time(self) -> float | None:
-        """None if it failed, now or before."""
+        """Runs the steps and returns the seconds of one, or None if the case failed, now or before."""
         if self.result.error:
             return None
         self.pipe.send(self.number)
@@ -68,6 +72,7 @@ class Worker:
         return None if self.result.error else seconds
 
     def stop(self) -> None:
+        """Ends the process, by force if it does not end within half a minute."""
         if self.process.is_alive() and not self.result.error:
             self.pipe.send(0)
         self.pipe.close()
@@ -77,7 +82,10 @@ class Worker:
 
 
 def run_group(cases, *, rounds: int, launches: int = 1, threads: int | None = None) -> list[Result]:
-    """So many rounds in each launch: where its memory lies makes a process faster or slower for as long as it lives."""
+    """Measures the cases of a group, by turns, `rounds` times in each of several launches.
+
+    Where its memory happens to lie makes a process faster or slower for as long as it lives: launches even that out.
+    """
     results = [Result(case) for case in cases]
     for _ in range(launches):
         for result, more in zip(results, launch(cases, rounds, threads), strict=True):
@@ -88,7 +96,10 @@ def run_group(cases, *, rounds: int, launches: int = 1, threads: int | None = No
 
 
 def launch(cases, rounds: int, threads: int | None, at_least: float = 0.2) -> list[Result]:
-    """The first step of each warms up, and counts if there are no rounds; a measurement takes `at_least` seconds."""
+    """Starts the processes of a group, and in each round measures every case once, for `at_least` seconds.
+
+    The first step of a case warms up. With no rounds it is what counts.
+    """
     workers = [Worker(case, threads) for case in cases]
     try:
         for worker in workers:

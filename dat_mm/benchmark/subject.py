@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The model of a case and what is timed of it; its memory is that of this process."""
+"""The model of a case, built and timed in this process, whose memory is the one that is measured."""
 
 import ctypes
 import math
@@ -25,7 +25,7 @@ STAGES = (0, 1, 2, 3)
 
 
 class Op(nn.Module):
-    """The op in dat-tiny's stage 3: 12 heads of width 32 in 3 groups, a table of 14, as many keys as queries."""
+    """Calls the op as dat-tiny's stage 3 does: 12 heads of width 32 in 3 groups, a table of 14, a key a query."""
 
     def __init__(self, case: Case):
         super().__init__()
@@ -45,18 +45,20 @@ class Op(nn.Module):
 
 
 def build_timm(case: Case, name: str) -> nn.Module:
+    """Builds a model of timm, for the task of the case."""
     import timm
 
     options = dict(num_classes=CLASSES) if case.task == 'classify' else dict(features_only=True)
     if name not in timm.list_models():
         raise UserError(f'timm {timm.__version__} has no model {name!r}')
-    try:  # at one size, Swin makes the masks of its windows once
+    try:  # told the size, Swin makes the masks of its windows once
         return timm.create_model(name, img_size=case.size, **options)
     except TypeError:  # a convolutional network has no img_size
         return timm.create_model(name, **options)
 
 
 def build_mmpretrain(case: Case, kind: str, arch: str) -> nn.Module:
+    """Builds a backbone of mmpretrain, for the task of the case."""
     from mmpretrain.registry import MODELS
     from mmpretrain.utils import register_all_modules
 
@@ -70,6 +72,7 @@ def build_mmpretrain(case: Case, kind: str, arch: str) -> nn.Module:
 
 
 def build(case: Case) -> nn.Module:
+    """Builds the model of a case, in float32 on the CPU."""
     if case.model == OP:
         return Op(case)
     package, _, name = case.model.partition('/')
@@ -83,7 +86,7 @@ def build(case: Case) -> nn.Module:
 
 
 def count_logits(model: nn.Module, size) -> int:
-    """Of the deformable attentions, for one image."""
+    """Counts the logits, a query by a key, of all deformable attentions for one image."""
     if isinstance(model, Op):
         return 12 * math.prod(size) ** 2
     backbone, total = getattr(model, 'backbone', model), 0
@@ -95,8 +98,8 @@ def count_logits(model: nn.Module, size) -> int:
     return total
 
 
-def of_process(field: str) -> int:
-    """VmRSS, bytes resident now, or VmHWM, the most so far."""
+def read_memory(field: str) -> int:
+    """Reads the memory of this process in bytes: 'VmRSS' is what it has now, 'VmHWM' the most it has had."""
     try:
         return 1024 * int(re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
     except (OSError, TypeError):
@@ -105,15 +108,15 @@ def of_process(field: str) -> int:
 
 
 def trim() -> None:
-    """Gives freed memory back, and lets the peak start from here."""
+    """Gives freed memory back to the system, so that the peak starts from here."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # otherwise the peak is that of loading too, which is less than that of a large case
+    with suppress(OSError):  # else the peak of loading counts too; that of a large case is higher
         Path('/proc/self/clear_refs').write_text('5')
 
 
 class Subject:
-    """Built and ready; ``time`` runs it and tells seconds a step and bytes."""
+    """Holds the model of a case, ready to run, with its input; `time` runs it."""
 
     def __init__(self, case: Case, threads: int | None = None):
         if threads:
@@ -126,7 +129,7 @@ class Subject:
         model = build(case)
         self.logits = case.batch * count_logits(model, case.size)
         self.model = model.to(case.device)
-        if case.model != OP:  # the op's coordinates and table stay in float32
+        if case.model != OP:  # the op has its dtypes: coordinates and table stay in float32
             self.model.to(self.dtype)
         self.model.train(case.mode != 'inference')
         if case.compiled:
@@ -139,22 +142,25 @@ class Subject:
         if case.mode == 'training':
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.05)
         square = torch.ones(256, 256, device=case.device, dtype=self.dtype, requires_grad=True)
-        (square @ square).sum().backward()  # threads and workspaces
+        (square @ square).sum().backward()  # starts threads and makes workspaces, before memory is read
         del square
         self.sync()
         trim()
-        self.base = torch.cuda.memory_allocated() if self.cuda else of_process('VmRSS')
+        self.base = torch.cuda.memory_allocated() if self.cuda else read_memory('VmRSS')
 
     def sync(self) -> None:
+        """Waits for the GPU, if that is what runs."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def loss(self, outputs):
+        """Computes what to go backward from: the cross entropy of logits, or the sum of the means of maps."""
         if self.case.task == 'classify':
             return F.cross_entropy(outputs.float(), self.labels)
         return sum(x.mean() for x in ([outputs] if torch.is_tensor(outputs) else outputs))
 
     def step(self) -> None:
+        """Does what the mode of the case says, once."""
         cast = torch.autocast(self.case.device, torch.bfloat16) if self.case.dtype == 'amp' else nullcontext()
         if self.case.mode == 'inference':
             with torch.inference_mode(), cast:
@@ -168,7 +174,7 @@ class Subject:
         self.model.zero_grad()
 
     def time(self, number: int = 1) -> dict:
-        """Seconds a step, the peak of memory, and what of it is above the weights and the input."""
+        """Runs `number` steps; returns the seconds of one, the peak of memory, and its part above weights and input."""
         self.sync()
         if self.cuda:  # every time anew: tuning in the first steps does not count
             torch.cuda.reset_peak_memory_stats()
@@ -177,5 +183,5 @@ class Subject:
             self.step()
         self.sync()
         seconds = (time.perf_counter() - start) / number
-        peak = torch.cuda.max_memory_allocated() if self.cuda else of_process('VmHWM')
+        peak = torch.cuda.max_memory_allocated() if self.cuda else read_memory('VmHWM')
         return dict(seconds=seconds, peak=peak, memory=max(peak - self.base, 0), logits=self.logits)

@@ -1,5 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Every target of the project, as cases to run and numbers to reach. 'Published' is the reference backend."""
+"""Every target of the project, as cases to run and numbers to reach.
+
+The reference is the backend of that name, which computes what the authors' code does, operation for operation.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +15,7 @@ CONVNEXT = 'timm/convnext_base'
 
 @dataclass(frozen=True)
 class Target:
-    """The measure of a case against another, see MEASURES in report.py; growth: over several cases."""
+    """Bounds the value that a measure, of MEASURES in report.py, gives for some cases."""
 
     title: str
     measure: str
@@ -22,28 +25,33 @@ class Target:
 
 @dataclass(frozen=True)
 class Group:
+    """Holds cases that are timed side by side, and the targets that are about them."""
+
     name: str
     cases: tuple[Case, ...]
-    rounds: int  # of each launch
+    rounds: int  # in each launch
     targets: tuple[Target, ...] = ()
     launches: int = 1
 
 
-def published(case: Case) -> Case:
+def reference(case: Case) -> Case:
+    """Makes the same case for the reference backend."""
     return replace(case, backend='reference')
 
 
 def peer(case: Case, model: str) -> Case:
+    """Makes the same case for another model, which has no backends."""
     return replace(case, model=model, backend=None)
 
 
-def growth(case: Case, sides, sides_published, rounds: int) -> Group:
+def growth(case: Case, sides, sides_reference, rounds: int) -> Group:
+    """Measures squares of growing sides, some with the reference too; targets are exponents over the three largest."""
     cases = tuple(replace(case, size=(side, side)) for side in sides)
-    last = cases[-3:]  # small maps cost a constant
+    last = cases[-3:]  # on small maps constant costs dominate
     title = f'growth of {case.model}, {sides[-3]} to {sides[-1]}'
     return Group(
         'growth',
-        cases + tuple(published(case) for case in cases if case.size[0] in sides_published),
+        cases + tuple(reference(case) for case in cases if case.size[0] in sides_reference),
         rounds,
         tuple(
             Target(f'{title}: {measure}', measure, 1.1, last)
@@ -53,18 +61,19 @@ def growth(case: Case, sides, sides_published, rounds: int) -> Group:
 
 
 def cpu_suite() -> list[Group]:
+    """Lists the targets on the CPU."""
     tiny, tiny_pp = Case('dat-tiny', (800, 1280)), Case('datpp-tiny', (800, 1280))
     step = Case('dat-tiny', (512, 512), mode='training')
     huge = Case('dat-tiny', (2048, 2048))
     groups = [
         Group(
             'detection',
-            (tiny, tiny_pp, published(tiny), peer(tiny, SWIN), peer(tiny, MM_SWIN)),
+            (tiny, tiny_pp, reference(tiny), peer(tiny, SWIN), peer(tiny, MM_SWIN)),
             2,
             (
-                Target('dat-tiny, 800x1280, inference: speed over published', 'speed', 4, (tiny, published(tiny))),
+                Target('dat-tiny, 800x1280, inference: speed over the reference', 'speed', 4, (tiny, reference(tiny))),
                 Target(
-                    'dat-tiny, 800x1280, inference: memory over published', 'memory', 1 / 3, (tiny, published(tiny))
+                    'dat-tiny, 800x1280, inference: memory over the reference', 'memory', 1 / 3, (tiny, reference(tiny))
                 ),
                 Target("dat-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.4, (tiny, peer(tiny, SWIN))),
                 Target("datpp-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.6, (tiny_pp, peer(tiny, SWIN))),
@@ -73,12 +82,17 @@ def cpu_suite() -> list[Group]:
         ),
         Group(
             'training-512',
-            (step, published(step)),
+            (step, reference(step)),
             3,
             (
-                Target('dat-tiny, 512x512, training step: speed over published', 'speed', 2, (step, published(step))),
                 Target(
-                    'dat-tiny, 512x512, training step: memory over published', 'memory', 0.5, (step, published(step))
+                    'dat-tiny, 512x512, training step: speed over the reference', 'speed', 2, (step, reference(step))
+                ),
+                Target(
+                    'dat-tiny, 512x512, training step: memory over the reference',
+                    'memory',
+                    0.5,
+                    (step, reference(step)),
                 ),
             ),
             launches=3,
@@ -97,8 +111,8 @@ def cpu_suite() -> list[Group]:
         targets = [Target(f'dat-tiny, {what}', 'speed', bound, (ours, swin))]
         if bound_pp:
             targets.append(Target(f'datpp-tiny, {what}', 'speed', bound_pp, (ours_pp, swin)))
-        cases = [ours, ours_pp, published(ours), swin]
-        if dtype == 'float32':  # with weights in bfloat16, mmpretrain's does not run
+        cases = [ours, ours_pp, reference(ours), swin]
+        if dtype == 'float32':  # mmpretrain's Swin does not run with weights in bfloat16
             cases.append(peer(ours, MM_SWIN))
         groups.append(Group(f'{mode}-224-{dtype}', tuple(cases), 3, tuple(targets), launches=4))
     groups.append(
@@ -109,10 +123,12 @@ def cpu_suite() -> list[Group]:
 
 
 def compiled(case: Case) -> Case:
+    """Makes the same case with torch.compile."""
     return replace(case, compiled=True)
 
 
 def gpu_suite() -> list[Group]:
+    """Lists the targets on a GPU."""
     op = Case(OP, (50, 80), dtype='bfloat16', mode='backward', device='cuda')
     step = Case('dat-tiny', batch=128, dtype='amp', mode='training', task='classify', device='cuda')
     rate = replace(step, mode='inference', dtype='bfloat16')
@@ -125,26 +141,26 @@ def gpu_suite() -> list[Group]:
             op,
             (
                 Target(
-                    'attention op, 50x80, forward + backward: speed over published', 'speed', 8, (op, published(op))
+                    'attention op, 50x80, forward + backward: speed over the reference', 'speed', 8, (op, reference(op))
                 ),
-                Target('attention op, 50x80, forward + backward: memory', 'memory', 1 / 20, (op, published(op))),
+                Target('attention op, 50x80, forward + backward: memory', 'memory', 1 / 20, (op, reference(op))),
             ),
         ),
         (replace(op, mode='inference'), ()),
     ):
-        ways = [replace(case, backend=name) for name in ('dense', 'separable')]  # dense: by PyTorch's fused attention
-        groups.append(Group(f'op-{case.mode}', (case, *ways, published(case), compiled(published(case))), 20, targets))
+        ways = [replace(case, backend=name) for name in ('dense', 'separable')]  # dense is PyTorch's fused attention
+        groups.append(Group(f'op-{case.mode}', (case, *ways, reference(case), compiled(reference(case))), 20, targets))
     groups += [
         Group(
             'training-224',
-            (step, published(step), peer(step, SWIN), peer(step, MM_SWIN)),
+            (step, reference(step), peer(step, SWIN), peer(step, MM_SWIN)),
             15,
             (
                 Target(
-                    'dat-tiny, 224, batch 128, training step: speed over published',
+                    'dat-tiny, 224, batch 128, training step: speed over the reference',
                     'speed',
                     1.5,
-                    (step, published(step)),
+                    (step, reference(step)),
                 ),
                 Target(
                     "dat-tiny, 224, batch 128, training step: rate over Swin-T's",
@@ -156,7 +172,7 @@ def gpu_suite() -> list[Group]:
         ),
         Group(
             'inference-224',
-            tuple(how(case) for case in (rate, published(rate), peer(rate, SWIN)) for how in (replace, compiled)),
+            tuple(how(case) for case in (rate, reference(rate), peer(rate, SWIN)) for how in (replace, compiled)),
             15,
         ),
         Group('batches', tuple(replace(step, batch=n) for n in (16, 32, 64, 256)), 5),
@@ -165,17 +181,17 @@ def gpu_suite() -> list[Group]:
     for model in ('dat-tiny', 'datpp-tiny'):
         case = replace(tiny, model=model)
         what = f'{model}, 800x1280, batch 2, forward + backward'
-        detection += [case, published(case)]
+        detection += [case, reference(case)]
         targets += [
-            Target(f'{what}: speed over published', 'speed', 4, (case, published(case))),
-            Target(f'{what}: memory over published', 'memory', 1 / 4, (case, published(case))),
+            Target(f'{what}: speed over the reference', 'speed', 4, (case, reference(case))),
+            Target(f'{what}: memory over the reference', 'memory', 1 / 4, (case, reference(case))),
             Target(f"{what}: rate over Swin-T's", 'speed', 0.7, (case, swin)),
         ]
     groups.append(Group('detection', (*detection, swin, peer(tiny, MM_SWIN)), 15, tuple(targets)))
     convnext = peer(base, CONVNEXT)
     title = "dat-base, 800x800, batch 2, inference: rate over ConvNeXt-B's"
     groups.append(
-        Group('base', (base, published(base), convnext), 15, (Target(title, 'speed', 0.8, (base, convnext)),))
+        Group('base', (base, reference(base), convnext), 15, (Target(title, 'speed', 0.8, (base, convnext)),))
     )
     case = Case('dat-tiny', dtype='bfloat16', device='cuda')
     groups.append(growth(case, (512, 768, 1024, 1280, 1536, 2048), (512, 768, 1024, 1280, 1536), 10))

@@ -1,18 +1,21 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/analyze.py does: the curves of training runs and a table of their best results."""
+"""What tools/analyze.py does: it draws the curves of training runs and tabulates their best results."""
 
 import json
 from pathlib import Path
 
 from ..errors import UserError
 
-# Logged beside the losses and the metrics.
+# What is logged beside the losses and the metrics, and not drawn; the learning rate is.
 BESIDES = {'base_lr', 'data_time', 'epoch', 'grad_norm', 'iter', 'lr', 'memory', 'momentum', 'step', 'time'}
 LOWER_IS_BETTER = ('loss', 'error', 'mae', 'rmse')
 
 
 def read_run(work_dir) -> tuple[dict, dict]:
-    """{name: {step: value}} of what was logged in training and of the metrics; where a run was resumed, the later."""
+    """Reads the log of a run, and returns {name: {step: value}} of its training and of its metrics.
+
+    Where a run was resumed, a step may be logged twice: the later value counts.
+    """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise UserError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
@@ -38,14 +41,14 @@ def read_run(work_dir) -> tuple[dict, dict]:
 
 
 def best(name: str, values: dict) -> tuple[int, float]:
-    """(step, value) of the best."""
+    """Finds the best of the values of a metric and returns (step, value)."""
     choose = min if any(word in name.lower() for word in LOWER_IS_BETTER) else max
     step = choose(values, key=lambda step: values[step])
     return step, values[step]
 
 
 def table(runs: dict) -> str:
-    """Markdown: a row for each run and metric."""
+    """Makes a Markdown table with a row for each run and metric."""
     rows = ['| run | metric | best | at | last |', '|---|---|---:|---:|---:|']
     for run, (training, metrics) in runs.items():
         for name in sorted(metrics):
@@ -60,7 +63,7 @@ def table(runs: dict) -> str:
 
 
 def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
-    """One panel for each key, one line for each run."""
+    """Draws a panel for each key, with a line for each run; `part` is 0 for the training and 1 for the metrics."""
     from matplotlib.figure import Figure
 
     columns = min(len(keys), 3)
@@ -84,7 +87,7 @@ def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
 
 
 def _names(work_dirs) -> list[str]:
-    """The last part of each path, or as many parts as tell them apart."""
+    """Names each run by the last part of its path, or by as many parts as tell the runs apart."""
     parts = [Path(work_dir).resolve().parts for work_dir in work_dirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ['/'.join(part[-count:]) for part in parts]
@@ -94,7 +97,7 @@ def _names(work_dirs) -> list[str]:
 
 
 def analyze(work_dirs, *, out_dir=None, keys=None, quiet=False):
-    """Writes losses.png, metrics.png and results.md into `out_dir`, the first work dir if not given; returns the table.
+    """Writes losses.png, metrics.png and results.md into `out_dir` or the first work dir, and returns the table.
 
     `keys` chooses what is drawn; without it, all losses and the learning rate, and all metrics.
     """

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/browse_data.py does: the batches that a model gets, after all augmentation, as pictures."""
+"""What tools/browse_data.py does: it draws the batches that a model gets, after all augmentation."""
 
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import Runner, set_random_seed
 
 from ..errors import UserError
-from .checks import check_data
-from .config import fix_workers, import_toolbox, load_config, set_loader_defaults
+from .prepare import prepare
 
 
 def to_picture(image, preprocessor) -> np.ndarray:
-    """(C, H, W) as the model gets it -> (H, W, 3) uint8 in RGB."""
+    """Turns the (C, H, W) that a model gets back into an RGB picture, (H, W, 3) of uint8."""
     if getattr(preprocessor, 'mean', None) is not None:
         image = image * preprocessor.std + preprocessor.mean
     # mmdet, mmseg and mmpretrain name it differently
@@ -25,7 +24,7 @@ def to_picture(image, preprocessor) -> np.ndarray:
 
 
 def annotates_the_original(loader_cfg) -> bool:
-    """For evaluation the toolboxes resize the image first and load its annotations as they are after that."""
+    """Says whether the pipeline resizes the image before it loads annotations, which then fit the original image."""
     dataset = loader_cfg.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -35,7 +34,7 @@ def annotates_the_original(loader_cfg) -> bool:
 
 
 def to_original(picture, sample) -> np.ndarray:
-    """Without the padding, in the size of the file."""
+    """Cuts the padding off a picture and resizes it to the size of its file."""
     import mmcv
 
     (height, width), (original_height, original_width) = sample.img_shape[:2], sample.ori_shape[:2]
@@ -71,28 +70,26 @@ DRAW = {
 }
 
 
-def browse(config, *, out_dir=None, number=16, phase='train', seed=0, cfg_options=()):
-    """Writes `number` pictures of what `phase` feeds the model into `out_dir`; returns their paths."""
+def browse_data(config, *, out_dir=None, number=16, phase='train', seed=0, cfg_options=()):
+    """Writes `number` pictures of what `phase` feeds the model into `out_dir`, and returns their paths."""
     matplotlib.use('Agg')
     if number < 1:
         raise UserError(f'--number {number}: at least 1')
-    cfg = load_config(config, cfg_options)
-    scope = import_toolbox(cfg)
-    if not cfg.get(f'{phase}_dataloader'):
-        raise UserError(f'{config} has no {phase}_dataloader')
-    check_data(cfg, (phase,))
-    set_loader_defaults(cfg)
+
+    def edit(cfg):
+        loader = cfg[f'{phase}_dataloader']
+        loader.num_workers = 0
+        loader.batch_size = min(loader.get('batch_size', 1), number)
+
+    cfg = prepare(config, cfg_options, edit=edit, phases=(phase,))
     loader_cfg = cfg[f'{phase}_dataloader']
-    loader_cfg.num_workers = 0
-    loader_cfg.batch_size = min(loader_cfg.get('batch_size', 1), number)
-    fix_workers(cfg)
     set_random_seed(seed)
     loader = Runner.build_dataloader(loader_cfg, seed=seed)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     preprocessor = MODELS.build(cfg.model).data_preprocessor
     set_random_seed(seed)
 
-    kind, draw = DRAW[scope]
+    kind, draw = DRAW[cfg.default_scope]
     visualizer = VISUALIZERS.build(dict(type=kind, name='browse', vis_backends=[], save_dir=None))
     meta = {key.lower(): value for key, value in getattr(loader.dataset, 'metainfo', {}).items()}
     visualizer.dataset_meta = meta

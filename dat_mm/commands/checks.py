@@ -1,20 +1,21 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Is everything that a config reads there? Told in one line, before any model is built."""
+"""Checks, before any model is built, that everything a config reads is there. What is missing is told in one line."""
 
 import os
 from difflib import SequenceMatcher
 from pathlib import Path
 
 from ..errors import UserError
-from .data_root import nodes
+from .config import nodes
 
 
 def _is_remote(path):
+    """Says whether a path leads elsewhere than to this disk."""
     return '://' in path or path.startswith('petrel')
 
 
 def _datasets(node):
-    """The data sets of a config of one, inside their wrappers."""
+    """Yields the data sets inside the config of one, which may be a wrapper around others."""
     inner = [node[key] for key in ('dataset', 'datasets') if key in node]
     if not inner:
         yield node
@@ -24,7 +25,7 @@ def _datasets(node):
 
 
 def _paths(dataset):
-    """The files and folders a data set reads, its root first."""
+    """Yields the files and folders that a data set reads, its root first."""
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or dataset.get('split') or {}  # `split`: mmpretrain's ImageNet
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
@@ -35,6 +36,7 @@ def _paths(dataset):
 
 
 def _missing(cfg, phases):
+    """Finds the first path that is not there; returns (path, what it is for), or None."""
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for dataset in _datasets(loader.get('dataset') or {}):
@@ -55,7 +57,7 @@ def _missing(cfg, phases):
 
 
 def nearest_shapes_config(filename) -> str:
-    """The config on the built-in data whose name is most like this one's."""
+    """Finds the config on the built-in data whose name is most like that of another config."""
     stem = Path(filename or '').stem
     for folder in Path(filename or '').resolve().parents:
         found = sorted(folder.glob('shapes/*.py')) + sorted(folder.glob('configs/shapes/*.py'))
@@ -66,7 +68,7 @@ def nearest_shapes_config(filename) -> str:
 
 
 def check_data(cfg, phases) -> None:
-    """Raises, naming the first missing path, unless all the data of these phases is there."""
+    """Raises, with the first missing path, unless all data of these phases is there."""
     missing = _missing(cfg, phases)
     if missing:
         path, what = missing
@@ -77,13 +79,13 @@ def check_data(cfg, phases) -> None:
 
 
 def check_checkpoint(path) -> None:
-    """Raises unless a checkpoint that was named is there."""
+    """Raises unless the file of a checkpoint is there; one that is elsewhere than on this disk is not looked for."""
     if not _is_remote(str(path)) and not Path(path).is_file():
         raise UserError(f'{path}: no such checkpoint')
 
 
 def check_weights(cfg) -> None:
-    """The files that the config starts from."""
+    """Raises unless the checkpoints that a config starts from are there."""
     for node in nodes(cfg.model):
         if node.get('type') == 'Pretrained' and node.get('checkpoint'):
             check_checkpoint(node['checkpoint'])

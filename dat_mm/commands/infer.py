@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/infer.py does: predictions for pictures, drawn and as JSON, by the toolbox's own inferencer."""
+"""What tools/infer.py does: it predicts on pictures with the toolbox's own inferencer, and draws what it finds."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,14 @@ from mmengine.registry import DATASETS
 
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
-from .config import import_toolbox, load_config
-from .data_root import nodes
+from .config import nodes
+from .prepare import prepare
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 def find_images(path) -> list[Path]:
+    """Lists the picture that a path names, or the pictures in that folder."""
     path = Path(path)
     if not path.exists():
         raise UserError(f'{path}: no such picture or folder')
@@ -29,14 +30,22 @@ def find_images(path) -> list[Path]:
     return found
 
 
+def load_nothing_else(cfg) -> None:
+    """Removes the weights that a config starts from: the checkpoint holds all of them."""
+    for node in nodes(cfg.model):
+        if 'init_cfg' in node:
+            node['init_cfg'] = None
+    cfg.load_from = None
+
+
 def dataset_meta(cfg) -> dict:
-    """The classes and colours of the test data, without reading it."""
+    """Returns the classes and colours of the test data, without reading the data."""
     dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
     return {key.lower(): value for key, value in DATASETS.build(dataset).metainfo.items()}
 
 
 def _plain(value):
-    """Numbers, strings, lists and dicts only."""
+    """Turns what a toolbox predicts into what JSON can hold: numbers, strings, lists and dicts."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -49,7 +58,7 @@ def _plain(value):
 
 
 class Detector:
-    """Boxes, masks and scores above a threshold."""
+    """Predicts boxes, masks and scores, and keeps those whose score reaches a threshold."""
 
     def __init__(self, cfg, checkpoint, device, meta, score_thr):
         from mmdet.apis import DetInferencer
@@ -70,7 +79,7 @@ class Detector:
 
 
 class Segmentor:
-    """A class for each pixel: the label map as a PNG, the share of each class in the JSON."""
+    """Predicts a class for each pixel; the map of labels is a PNG of its own, the JSON has the share of each class."""
 
     def __init__(self, cfg, checkpoint, device, meta, score_thr):
         from mmseg.apis import MMSegInferencer
@@ -92,7 +101,7 @@ class Segmentor:
 
 
 class Classifier:
-    """The likeliest classes with their scores."""
+    """Predicts the five likeliest classes with their scores."""
 
     def __init__(self, cfg, checkpoint, device, meta, score_thr):
         from mmpretrain import ImageClassificationInferencer
@@ -121,21 +130,16 @@ PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
 
 
 def infer(image, config, checkpoint, *, out_dir='predictions', device=None, score_thr=0.3, cfg_options=()):
-    """Writes a picture for each picture and predictions.json into `out_dir`; returns the predictions by name."""
+    """Writes drawn pictures and predictions.json into `out_dir`, and returns the predictions by file name."""
     matplotlib.use('Agg')
     images = find_images(image)
     content = open_checkpoint(checkpoint)
-    cfg = load_config(config, cfg_options)
-    scope = import_toolbox(cfg)
-    for node in nodes(cfg.model):
-        if 'init_cfg' in node:  # the checkpoint holds all weights: load nothing else
-            node['init_cfg'] = None
-    cfg.load_from = None
+    cfg = prepare(config, cfg_options, edit=load_nothing_else)
     meta = dataset_meta(cfg)
-    # the names that the weights were trained with, where the checkpoint tells them
+    # a checkpoint may tell the names of the classes that it was trained on
     meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
     meta.setdefault('palette', 'random')
-    predict = PREDICTORS[scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
+    predict = PREDICTORS[cfg.default_scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
     check_fit(predict.inferencer.model, content, checkpoint)
 
     import mmcv

@@ -1,18 +1,18 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The number format of training: what the config says, what the command line says, what the machine can do."""
+"""The number format of training: the config says one, the command line may say another, the machine may lack it."""
 
 import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from .data_root import nodes
+from .config import nodes
 
 DTYPES = ('float16', 'bfloat16')
 
 
 def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
-    """`amp_dtype` implies `amp`. Without either the config decides, and on the CPU it is float32."""
+    """Turns mixed precision on for `amp` or `amp_dtype`. Without them the config decides, but on the CPU it is off."""
     amp = amp or amp_dtype is not None
     if amp_dtype not in (None, *DTYPES):
         raise UserError(f'--amp-dtype {amp_dtype}: not one of {", ".join(DTYPES)}')
@@ -29,7 +29,7 @@ def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
         wrapper.type = 'OptimWrapper'
         print_log('No GPU here: mixed precision of the config is off, training runs in float32', logger='current')
     if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
-        for key in ('dtype', 'loss_scale', 'use_fp16'):  # of AmpOptimWrapper
+        for key in ('dtype', 'loss_scale', 'use_fp16'):  # arguments of AmpOptimWrapper
             wrapper.pop(key, None)
     elif wrapper.get('dtype') == 'bfloat16':
         # mmcv's RoIAlign has no bfloat16 kernel, torchvision's casts
@@ -39,11 +39,12 @@ def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
 
 
 def _cast(value):
+    """Makes float32 of a bfloat16 tensor, and leaves anything else alone."""
     return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def cast_focal_losses(model) -> None:
-    """mmcv's focal loss has no bfloat16 kernel either: its inputs come as float32."""
+    """Gives focal losses their inputs in float32: mmcv's has no bfloat16 kernel."""
     for module in model.modules():
         if 'FocalLoss' in type(module).__name__:
             module.register_forward_pre_hook(

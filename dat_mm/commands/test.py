@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/test.py does."""
+"""What tools/test.py does: it evaluates a checkpoint on the test data of a config."""
 
 import os
 from copy import deepcopy
@@ -10,16 +10,8 @@ from mmengine.model import is_model_wrapper
 
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
-from .checks import check_data
-from .config import (
-    fix_workers,
-    import_toolbox,
-    leave_launcher,
-    load_config,
-    set_launcher,
-    set_loader_defaults,
-    set_work_dir,
-)
+from .launcher import leave_launcher
+from .prepare import prepare
 
 TTA_MODELS = {
     'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
@@ -31,9 +23,9 @@ VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer', 'mm
 FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
-def set_test_time_augmentation(cfg, scope: str) -> None:
-    """The `tta_model` and `tta_pipeline` of the config; where it has none, the image and its mirror image."""
-    dataset = cfg.test_dataloader.dataset
+def set_test_time_augmentation(cfg) -> None:
+    """Tests with the `tta_model` and `tta_pipeline` of the config, or else on the image and its mirror image."""
+    scope, dataset = cfg.default_scope, cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_pipeline' not in cfg:
@@ -50,8 +42,9 @@ def set_test_time_augmentation(cfg, scope: str) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def set_drawing(cfg, scope: str, show: bool, show_dir, wait_time: float, interval: int) -> None:
-    """Predictions as pictures, in windows or in a folder, through the toolbox's own hook."""
+def set_drawing(cfg, show: bool, show_dir, wait_time: float, interval: int) -> None:
+    """Draws predictions in windows or into a folder, with the toolbox's own hook and visualizer."""
+    scope = cfg.default_scope
     if show and os.name == 'posix' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
         raise UserError('--show needs a display; --show-dir DIR writes the pictures')
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault('visualization', ConfigDict(type=HOOKS[scope]))
@@ -86,33 +79,35 @@ def test(
     launcher='none',
     local_rank=0,
 ):
-    """The metrics of a checkpoint; the options are those of tools/test.py."""
+    """Returns the metrics of a checkpoint; the options are those of tools/test.py."""
     content = open_checkpoint(checkpoint)
     if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
         raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
-    cfg = load_config(config, cfg_options)
-    scope = import_toolbox(cfg)
-    if not cfg.get('test_dataloader'):
-        raise UserError(f'{config} has no test_dataloader')
-    set_work_dir(cfg, work_dir)
-    set_loader_defaults(cfg)
-    fix_workers(cfg)
-    cfg.load_from, cfg.resume = str(checkpoint), False
-    if tta:
-        set_test_time_augmentation(cfg, scope)
-    if show or show_dir is not None:
-        set_drawing(cfg, scope, show, show_dir, wait_time, interval)
-    check_data(cfg, ('test',))
-    set_launcher(cfg, launcher, local_rank)
 
+    def edit(cfg):
+        cfg.load_from, cfg.resume = str(checkpoint), False
+        if tta:
+            set_test_time_augmentation(cfg)
+        if show or show_dir is not None:
+            set_drawing(cfg, show, show_dir, wait_time, interval)
+
+    cfg = prepare(
+        config,
+        cfg_options,
+        edit=edit,
+        phases=('test',),
+        work_dir=work_dir,
+        launcher=launcher,
+        local_rank=local_rank,
+    )
     from ..engine.runner import Runner
 
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    check_fit(getattr(model, 'module', model), content, checkpoint)  # of a model of test-time augmentation the inner
+    check_fit(getattr(model, 'module', model), content, checkpoint)  # with --tta, the model inside the wrapper
     predictions = out is not None and not str(out).endswith('.json')
     if predictions:
-        runner.test_evaluator.metrics.append(_predictions_to(str(out), scope))
+        runner.test_evaluator.metrics.append(_predictions_to(str(out), cfg.default_scope))
     metrics = runner.test()
     if out is not None and not predictions and runner.rank == 0:
         dump({key: float(value) for key, value in metrics.items()}, str(out), indent=1)
@@ -121,6 +116,7 @@ def test(
 
 
 def _predictions_to(path, scope):
+    """Makes a metric that writes the predictions to a file."""
     if scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 

@@ -1,25 +1,17 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/train.py does."""
+"""What tools/train.py does: it trains the model of a config."""
 
 from mmengine.logging import print_log
 
 from ..engine.checkpoints import read_meta
 from ..errors import UserError
-from .checks import check_data, check_weights
-from .config import (
-    fix_workers,
-    import_toolbox,
-    leave_launcher,
-    load_config,
-    set_launcher,
-    set_loader_defaults,
-    set_work_dir,
-)
-from .precision import cast_focal_losses, set_precision
+from .launcher import leave_launcher
+from .precision import cast_focal_losses
+from .prepare import prepare
 
 
 def add_tensorboard(cfg) -> None:
-    """TensorBoard beside what the config logs to."""
+    """Logs to TensorBoard, beside what the config logs to."""
     visualizer = cfg.get('visualizer')
     if visualizer is None:
         cfg.visualizer = visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
@@ -28,58 +20,70 @@ def add_tensorboard(cfg) -> None:
         cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
+def leave_out_validation(cfg) -> None:
+    """Removes all that validates, and the best checkpoint, which needs a metric to be chosen by."""
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
+    if checkpoint:
+        checkpoint.pop('save_best', None)
+
+
+def scale_learning_rate(cfg) -> None:
+    """Turns on the scaling of the learning rate by the batch, which the runner does."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserError(f'--auto-scale-lr: {cfg.filename} does not say auto_scale_lr.base_batch_size')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_randomness(cfg, seed, deterministic: bool) -> None:
+    """Sets what the command line says about seed and determinism, and leaves the rest to the config."""
+    randomness = dict(cfg.get('randomness') or {})
+    if seed is not None:
+        randomness['seed'] = seed
+    if deterministic:
+        randomness['deterministic'] = True
+    cfg.randomness = randomness
+
+
+def set_resume(cfg, resume) -> None:
+    """Goes on from a checkpoint, which is read to see that it is one of a training, or for 'auto' from the last one."""
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+    if resume != 'auto':
+        read_meta(resume)
+
+
 def train_config(
     config,
     *,
-    work_dir=None,
     resume=None,
-    amp=False,
-    amp_dtype=None,
     auto_scale_lr=False,
     no_validate=False,
     tensorboard=False,
     seed=None,
     deterministic=False,
-    cfg_options=(),
-    launcher='none',
-    local_rank=0,
+    **options,
 ):
-    """The config of a run, all options merged and everything it reads found to be there."""
-    cfg = load_config(config, cfg_options)
-    import_toolbox(cfg)
-    set_work_dir(cfg, work_dir)
-    set_loader_defaults(cfg)
-    fix_workers(cfg)
-    set_precision(cfg, amp, amp_dtype)
-    if no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
-        if checkpoint:
-            checkpoint.pop('save_best', None)
-    if auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise UserError(f'--auto-scale-lr: {config} does not say auto_scale_lr.base_batch_size')
-        cfg.auto_scale_lr.enable = True
-    if tensorboard:
-        add_tensorboard(cfg)
-    if seed is not None or deterministic:
-        randomness = dict(cfg.get('randomness') or {})
-        randomness.update(
-            {'seed': seed} if seed is not None else {}, **({'deterministic': True} if deterministic else {})
-        )
-        cfg.randomness = randomness
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-    if resume not in (None, 'auto'):
-        read_meta(resume)
-    check_data(cfg, ('train',) if no_validate else ('train', 'val'))
-    check_weights(cfg)
-    set_launcher(cfg, launcher, local_rank)
-    return cfg
+    """Prepares the config of a training; `options` are those of `prepare` that tools/train.py has too."""
+
+    def edit(cfg):
+        if no_validate:
+            leave_out_validation(cfg)
+        if auto_scale_lr:
+            scale_learning_rate(cfg)
+        if tensorboard:
+            add_tensorboard(cfg)
+        if seed is not None or deterministic:
+            set_randomness(cfg, seed, deterministic)
+        if resume is not None:
+            set_resume(cfg, resume)
+
+    phases = ('train',) if no_validate else ('train', 'val')
+    return prepare(config, edit=edit, phases=phases, training=True, **options)
 
 
 def _tell_start(cfg) -> None:
+    """Says in the log that the backbone starts from random weights, where it does, and how it would not."""
     if cfg.get('load_from') or cfg.get('resume'):
         return
     init = (cfg.model.get('backbone') or {}).get('init_cfg')
@@ -90,7 +94,7 @@ def _tell_start(cfg) -> None:
 
 
 def train(config, **options):
-    """Trains the model of a config; the options are those of tools/train.py."""
+    """Trains the model of a config and returns it; the options are those of tools/train.py."""
     cfg = train_config(config, **options)
     from ..engine.runner import Runner
 

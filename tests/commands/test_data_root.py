@@ -7,7 +7,7 @@ pytest.importorskip('mmengine')
 
 from mmengine.config import Config
 
-from dat_mm.commands.data_root import set_data_root
+from dat_mm.commands.config import set_data_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ROOTS = {

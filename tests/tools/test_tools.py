@@ -1,9 +1,12 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+import ast
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-TOOLS = Path(__file__).parents[2] / 'tools'
+from dat_mm.commands import cli
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+NAMES = sorted(path.stem for path in TOOLS.glob('*.py'))
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 METRICS = {'mmpretrain': 'accuracy/top1', 'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}
 
@@ -31,14 +38,69 @@ def pictures(folder):
     return [np.asarray(Image.open(path).convert('RGB')) for path in sorted(Path(folder).rglob('*.png'))]
 
 
-@pytest.mark.parametrize('tool', ['train', 'test', 'infer', 'browse_data', 'analyze'])
-def test_help_is_quick_and_usage_errors_exit_with_2(tool, capsys):
+def module_of(tool):
+    """The module that a tool calls: the one of its own name."""
+    found = [name for room in ('commands', 'benchmark') if find_spec(name := f'dat_mm.{room}.{tool}')]
+    assert len(found) == 1, f'tools/{tool}.py has these modules of its name: {found}'
+    return found[0]
+
+
+def positionals_of(tool, monkeypatch):
+    """As many words as the tool has positional arguments."""
+    made = []
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, 'parser', lambda doc, make=cli.parser: made.append(make(doc)) or made[-1])
+        with pytest.raises(SystemExit):
+            run(tool, '--help')
+    return ['word' for action in made[0]._get_positional_actions()]
+
+
+# Runs a tool as a script, and tells at its end what slow packages it has imported.
+WATCHED = """
+import atexit, runpy, sys
+del sys.argv[0]
+slow = {'torch', 'mmengine', 'numpy'}
+atexit.register(lambda: print('imported:', sorted(slow & set(sys.modules))))
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('tool', NAMES)
+def test_help_imports_nothing_slow(tool, tmp_path):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    command = [sys.executable, '-c', WATCHED, TOOLS / f'{tool}.py', '--help']
+    done = subprocess.run(command, env={**os.environ, 'PYTHONPATH': path}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('usage: ')
+    assert done.stdout.endswith('imported: []\n')
+
+
+@pytest.mark.parametrize('tool', NAMES)
+def test_unknown_options_exit_with_2(tool, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
-        run(tool, '--help')
-    assert caught.value.code == 0
-    with pytest.raises(SystemExit) as caught:
-        run(tool, '--no-such-option')
+        run(tool, *positionals_of(tool, monkeypatch), '--no-such-option')
     assert caught.value.code == 2
+    assert 'unrecognized arguments: --no-such-option' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool', NAMES)
+def test_a_tool_is_its_arguments_and_one_call(tool, monkeypatch):
+    """It calls, through the helper, the function and module of its own name, which takes all that it parsed."""
+    module = importlib.import_module(module_of(tool))
+    tree = ast.parse((TOOLS / f'{tool}.py').read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == 'cli.call']
+    assert [call.args[0].value for call in calls] == [module.__name__]
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions == ['parse_args', 'main']
+    signature, called = inspect.signature(getattr(module, tool)), []
+
+    def function(*args, **options):
+        called.append(signature.bind(*args, **options))
+        return True
+
+    monkeypatch.setattr(module, tool, function)
+    run(tool, *positionals_of(tool, monkeypatch))
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize(
