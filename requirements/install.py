@@ -199,7 +199,7 @@ def compiling_mmcv(stack, venv):
         process.wait()
         raise
     if process.wait():
-        sys.exit(1)  # it has said why
+        fail('there is no mmcv; the reason is above', 'then run make setup again; it goes on from here')
 
 
 def main(stack, venv):
@@ -214,14 +214,14 @@ def main(stack, venv):
     del pins['mmcv']
     with compiling_mmcv(stack, venv):
         say('the other third-party packages, while mmcv compiles')
-        run('installing them', again, *pip, '--quiet', '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
+        run('installing them', again, *pip, '-qq', '-r', HERE / 'common.in', '-c', HERE / 'constraints.txt')
         say(f'the {stack} stack')
-        run('installing it', again, *pip, '--quiet', '--no-deps', *pins.values())
+        run('installing it', again, *pip, '-qq', '--no-deps', *pins.values())
         say('dat_mm, editable')
-        run('installing it', 'see setup.py', *pip, '--quiet', '--no-deps', '--no-build-isolation', '--editable', ROOT)
+        run('installing it', 'see setup.py', *pip, '-qq', '--no-deps', '--no-build-isolation', '--editable', ROOT)
     # forced: by name and version, an mmcv compiled for another torch looks the same
     wheel = (venv / WHEEL).read_text()
-    run('installing mmcv', again, *pip, '--quiet', '--no-deps', '--force-reinstall', wheel)
+    run('installing mmcv', again, *pip, '-qq', '--no-deps', '--force-reinstall', wheel)
     say('checking that everything imports')
     run('the check', f'remove {venv.name} and run make setup again', python, HERE / 'check.py', stack)
     say(f'{venv.name} is ready, {(time.monotonic() - start) / 60:.1f} min')
