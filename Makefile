@@ -30,7 +30,7 @@ setup: $(READY)
 	@echo "$(VENV) is ready; to work in it: . $(BIN)/activate"
 
 # The file says that set-up went through; it is older than what set-up reads when that has changed.
-$(READY): $(wildcard requirements/*) setup.py dat_mm/version.py
+$(READY): $(wildcard requirements/*.*) setup.py dat_mm/version.py
 	@'$(PYTHON)' -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null || { \
 	    echo; echo "setup stopped: PYTHON=$(PYTHON) is not Python 3.10, 3.11 or 3.12;" \
 	        "it says: $$('$(PYTHON)' --version 2>&1)"; \
