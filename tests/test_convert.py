@@ -95,8 +95,8 @@ def test_other_files_are_refused():
         ('stages.0.attns.1.proj_ds.1.norm.weight', 'stages.0.blocks.1.attn.reduce_norm.weight'),
         ('stages.0.attns.1.kv.weight', 'stages.0.blocks.1.attn.proj_kv.weight'),
         ('stages.0.attns.1.q.bias', 'stages.0.blocks.1.attn.proj_q.bias'),
-        ('stages.3.attns.1.rpe_table.weight', 'stages.3.blocks.1.attn.position_bias_conv.weight'),
-        ('stages.3.attns.1.rpe_table.0.weight', 'stages.3.blocks.1.attn.position_bias_mlp.0.weight'),
+        ('stages.3.attns.1.rpe_table.weight', 'stages.3.blocks.1.attn.position_bias.conv.weight'),
+        ('stages.3.attns.1.rpe_table.0.weight', 'stages.3.blocks.1.attn.position_bias.mlp.0.weight'),
     ],
 )
 def test_keys_of_the_ablations(official, ours):

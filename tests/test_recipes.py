@@ -345,10 +345,10 @@ def test_decay_of_each_parameter(leaf):
         group, free = groups[id(parameter)], without_decay(recipe['decayed'], model, name, parameter)
         assert group['weight_decay'] == (0 if free else recipe['weight_decay']), name
         assert group['lr'] == cfg.optim_wrapper.optimizer.lr, name
-        seen.add(name.rpartition('.')[2] if 'table' in name else free)
+        seen.add(name.rpartition('attn.')[2] if 'table' in name else free)
     assert {True, False} <= seen
     if 'datp' in leaf and 'local' not in leaf:
-        assert {'neighborhood_bias_table', 'position_bias_table'} <= seen
+        assert {'neighborhood_bias_table', 'position_bias.table'} <= seen
 
 
 @pytest.mark.parametrize('leaf', OF_IMAGENET)

@@ -62,7 +62,7 @@ def test_tables_are_resized_for_another_resolution(tmp_path):
     write_state_dict(source.state_dict(), tmp_path / 'a.pth')
     model = pretrained(tmp_path / 'a.pth', img_size=(96, 128), window_size=12)
     ours, theirs = model.state_dict(), source.state_dict()
-    key = 'stages.0.blocks.1.attn.position_bias_table'
+    key = 'stages.0.blocks.1.attn.position_bias.table'
     assert ours[key].shape == (2, 47, 63) and theirs[key].shape == (2, 31, 31)
     expected = F.interpolate(theirs[key][None], size=(47, 63), mode='bicubic', align_corners=False)[0]
     torch.testing.assert_close(ours[key], expected)
@@ -78,7 +78,7 @@ def test_tables_are_resized_for_another_resolution(tmp_path):
 def test_load_state_dict_resizes_too():
     source, model = small((64, 96)), small((128, 64))
     model.load_state_dict(source.state_dict())
-    assert source.stages[0].blocks[1].attn.position_bias_table.shape == (2, 31, 47)
+    assert source.stages[0].blocks[1].attn.position_bias.table.shape == (2, 31, 47)
 
 
 def test_fixed_bias_is_resized_as_at_run_time():
