@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS as ROOT
 
-from dat_mm import ARCHS, DAT, StageSpec
+from dat_mm import ARCHS, DAT, StageSpec, arch
 from dat_mm.models import NeighborhoodAttention, WindowAttention
 from dat_mm.models.deformable import DeformableAttention
 
@@ -217,7 +217,7 @@ def test_built_from_every_scope(scope):
 
 
 KINDS = {
-    'all kinds': dict(kinds=['LS', 'NX', 'PD', 'DX'], reduction=[1, 1, 2, 1], generation='datpp'),
+    'all kinds': dict(kinds=['LS', 'NX', 'PD', 'GX'], reduction=[1, 1, 2, 1], generation='datpp'),
     'pyramid': dict(kinds=['PP', 'PP', 'LD', 'LD'], reduction=[8, 4, 1, 1]),
     'depthwise': dict(position_bias='depthwise'),
     'fixed': dict(position_bias='fixed'),
@@ -233,6 +233,12 @@ KINDS = {
     'not square': dict(img_size=(96, 64)),
     'five stages': dict(arch=[StageSpec(16 * i, i, 'D', groups=i) for i in (1, 2, 2, 3, 3)], out_indices=(4,)),
 }
+
+
+def test_the_cases_have_every_kind_and_position_bias():
+    letters = {letter for options in KINDS.values() for kinds in options.get('kinds', ()) for letter in kinds}
+    assert letters == set(arch.KINDS)
+    assert {options.get('position_bias', 'relative') for options in KINDS.values()} == set(arch.POSITION_BIASES)
 
 
 @pytest.mark.parametrize('options', KINDS.values(), ids=KINDS)

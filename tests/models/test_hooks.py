@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dat_mm import ARCHS, DAT
+from dat_mm.arch import KINDS as LETTERS
+from dat_mm.arch import POSITION_BIASES
 from dat_mm.models import layers
 from dat_mm.ops import parts
 
@@ -49,9 +51,7 @@ def test_every_hook_fires_once_with_the_whole_map(arch, monkeypatch):
 
 KINDS = [
     dict(arch='datpp-nano', kinds=['LS', 'NX', 'PD', 'GD'], reduction=[1, 1, 2, 1], drop_rate=0.1),
-    dict(arch='dat-nano', position_bias='depthwise'),
-    dict(arch='dat-nano', position_bias='log', drop_path_rate=0.5),
-    dict(arch='dat-nano', position_bias='fixed'),
+    *(dict(arch='dat-nano', position_bias=name, drop_path_rate=0.5) for name in POSITION_BIASES),
 ]
 
 
@@ -69,6 +69,10 @@ def test_one_watcher_is_enough(options, training):
             model(x)
         handle.remove()
         assert len(seen[name]) == 1, name
+
+
+def test_the_cases_have_every_kind():
+    assert set(''.join(KINDS[0]['kinds'])) == set(LETTERS)
 
 
 def test_watching_changes_nothing():

@@ -115,7 +115,7 @@ def test_parts_of_a_feed_forward_agree(monkeypatch, rows, conv, dtype):
     double = {key: None if x is None else x.double() for key, x in case.items()}
     with torch.no_grad():
         expected = ops.feed_forward(**double, backend='reference')
-        for backend in ('parts', 'layers'):
+        for backend in ('auto', *backends.FEED_FORWARD):
             close(ops.feed_forward(**case, backend=backend), expected, dtype)
 
 
@@ -164,7 +164,7 @@ def test_window_backends_agree(size, shift, dtype):
     mask = windows.mask(*size, rows, columns, 7, shift, q.device) if shift else None
     expected = ops.window_attention(*exact((q, k, v, bias, mask)), backend='reference')
     with torch.no_grad():
-        for backend in ('auto', 'rows'):
+        for backend in ('auto', *backends.WINDOW):
             close(ops.window_attention(q, k, v, bias, mask, backend=backend), expected, dtype)
 
 
