@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""A contact sheet of Shapes: scenes above, the same with boxes, masks and names below."""
+"""A contact sheet of Shapes: a row of scenes, and below it the same with boxes, masks and names."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def draw_objects(image, records, zoom, size=0.45):
 
 
 def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
-    """(H, W, 3) uint8, BGR: two rows of `columns` scenes from number `first` on."""
+    """A contact sheet (H, W, 3) of uint8, BGR, of `columns` scenes from number `first` on."""
     import cv2
     import numpy as np
 
@@ -83,6 +83,7 @@ def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
 
 
 def main(argv=None):
+    """Write the contact sheet that the command line asks for."""
     parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.sheet', description=__doc__)
     parser.add_argument('out', type=Path, help='a .png or .jpg file')
     parser.add_argument('--root', default='data/shapes')
