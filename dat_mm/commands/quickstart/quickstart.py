@@ -18,7 +18,7 @@ from . import job
 from .screen import Progress, Screen
 from .steps import Step, run_all
 
-CLASSIFIER = 'datpp-nano_1xb64-short_shapes'
+CLASSIFIER = 'datpp-nano_1xb48-short_shapes'
 DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb8-short_shapes'
 CONFIGS = dict(classifier=CLASSIFIER, pretrained=DETECTOR, scratch=DETECTOR)
 DETECTORS = ('pretrained', 'scratch')
@@ -97,7 +97,7 @@ class Quickstart:
         options = [f'data_root={self.data_root}']
         for phase in ('train', 'val', 'test'):
             options += [f'{phase}_dataloader.dataset.make.{key}={value}' for key, value in self.make.items()]
-        training = []
+        training = ['default_hooks.logger.interval=20']
         if config in self.epochs:
             count = self.epochs[config]
             training += [f'param_scheduler.1.{key}={count}' for key in ('end', 'T_max')]

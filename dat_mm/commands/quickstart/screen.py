@@ -56,7 +56,7 @@ class Progress:
         return match is not None
 
     def _show(self):
-        losses = ', '.join(f'{name} {loss:.2f}' for name, (_, _, loss) in self.seen.items())
+        losses = ', '.join(f'{name} {self.seen[name][2]:.2f}' for name in self.epochs if name in self.seen)
         done, left, _ = min(self.seen.values())
         text = f'{100 * done:.0f} % trained, {left} left; loss: {losses}'
         self.screen.now(text)

@@ -64,7 +64,7 @@ def run_all(commands, on_line) -> None:
 
     def follow(name, log, process):
         last = ''
-        with log.open('a') as file:
+        with log.open('a', buffering=1) as file:  # a line at a time, for whoever reads along
             for line in process.stdout:
                 file.write(line)
                 last = line.strip() or last
