@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Masks as COCO writes them: polygons along the pixel edges, run lengths for crowds."""
+"""Masks in COCO's formats: polygons along the edges of pixels for objects, run lengths for crowds."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from .outlines import polygon_area
 
 
 def _corner_contour(contour):
-    """A contour of the doubled mask -> its corners on the pixel grid, without those on a straight line."""
+    """Corners on the grid of pixels of a contour of the doubled mask, leaving out points on a straight line."""
     points = (contour[:, 0] + 1) // 2
     points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
     back, ahead = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
@@ -16,20 +16,20 @@ def _corner_contour(contour):
 
 
 def _cut_to(outer, hole):
-    """Join a hole to its outer contour by a cut of no width, as COCO's polygons cannot have holes."""
+    """Join a hole to its outer contour by a cut of no width, since COCO's polygons cannot have holes."""
     distance = np.abs(outer[:, None] - hole[None]).sum(axis=-1)
     i, j = np.unravel_index(distance.argmin(), distance.shape)
     return np.concatenate([outer[: i + 1], hole[j:], hole[: j + 1], outer[i:]])
 
 
 def mask_to_polygons(mask):
-    """(H, W) bool -> list of flat [x, y, x, y, ...], one per part; together they cover the mask exactly."""
+    """Polygons [x, y, x, y, ...] of a mask (H, W), one for each part; together they cover it exactly."""
     y, x = np.nonzero(mask)
     if not len(y):
         return []
     origin = np.array([x.min(), y.min()])
     window = mask[y.min() : y.max() + 1, x.min() : x.max() + 1].astype(np.uint8)
-    # in the doubled mask, half of a border pixel's index, rounded up, is the pixel edge next to it
+    # half the index of a border pixel of the doubled mask, rounded up, is the edge next to it
     doubled = np.repeat(np.repeat(window, 2, axis=0), 2, axis=1)
     contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     corners = [_corner_contour(contour) for contour in contours]
@@ -44,7 +44,7 @@ def mask_to_polygons(mask):
 
 
 def mask_to_runs(mask):
-    """Uncompressed run lengths, column by column, the first run counting zeros."""
+    """Uncompressed run lengths of a mask, column by column. The first run counts zeros."""
     flat = mask.T.ravel().astype(np.uint8)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]]))[: flat.size])
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
@@ -52,13 +52,13 @@ def mask_to_runs(mask):
 
 
 def tight_box(mask):
-    """[x, y, width, height]"""
+    """The smallest box around a mask, as [x, y, width, height]."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
 
 
 def annotate(scene, image_id, category_ids):
-    """The records of a scene, without their ids, which the caller counts."""
+    """COCO's records of the objects in a scene, without ids: `coco_file` numbers them."""
     records = []
     for index, label in enumerate(scene.labels):
         mask = scene.mask(index)
@@ -77,7 +77,7 @@ def annotate(scene, image_id, category_ids):
 
 
 def coco_file(images, records, categories, description):
-    """A whole annotation file as a dict; annotation ids count from 1."""
+    """The content of an annotation file. The ids of annotations count from 1."""
     return {
         'info': {
             'description': description,
@@ -95,19 +95,20 @@ def coco_file(images, records, categories, description):
 
 
 def image_record(image_id, file_name, scene):
+    """COCO's record of the image of a scene."""
     height, width = scene.owner.shape
     unknown = dict.fromkeys(('coco_url', 'flickr_url', 'date_captured'), '')
     return {'id': image_id, 'file_name': file_name, 'width': width, 'height': height, 'license': 1, **unknown}
 
 
 def label_map(scene, values, background):
-    """(H, W) uint8: `values[label]` where an object is seen, 0 on crowds, `background` elsewhere."""
+    """A map (H, W) of uint8: `values[label]` where an object is seen, 0 on crowds, `background` elsewhere."""
     objects = [0 if crowd else values[label] for label, crowd in zip(scene.labels, scene.crowd, strict=True)]
     return np.array([background, *objects], np.uint8)[scene.owner]
 
 
 def crop_object(scene, index, size, margin=1.3):
-    """The square around the visible part of one object, resized; beyond the frame the image is mirrored."""
+    """A square around the visible part of an object, `size` pixels wide. Beyond the frame the image is mirrored."""
     x, y, width, height = tight_box(scene.mask(index))
     side = max(round(max(width, height) * margin), 4)
     left, top = x + (width - side) // 2, y + (height - side) // 2

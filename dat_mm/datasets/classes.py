@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Names and colours of Shapes, as the toolboxes want them. Data only, standard library only."""
+"""Names and colours of the classes of Shapes, as the toolboxes want them. Imports nothing."""
 
 CLASSES = ('arrow', 'crescent', 'cross', 'disc', 'ring', 'square', 'star', 'triangle')
 PALETTE = (
@@ -13,7 +13,7 @@ PALETTE = (
     (23, 190, 207),
 )
 
-# instances and crops: eight classes
+# For detection and classification: eight classes.
 SHAPES_METAINFO = {'classes': CLASSES, 'palette': PALETTE}
-# masks: the background is a class too (1), the shapes follow (2 to 9), 0 is unlabelled: the crowds
+# For segmentation: in the files 0 is unlabelled (crowds), 1 the background, 2 to 9 the shapes.
 SHAPES_SEGMENTATION_METAINFO = {'classes': ('background', *CLASSES), 'palette': ((120, 120, 120), *PALETTE)}

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""A few synthetic scenes in the layout of COCO 2017, ADE20K and ImageNet: the real configs run on them."""
+"""A few synthetic scenes in the layout of COCO 2017, ADE20K or ImageNet, on which the real configs run."""
 
 import argparse
 import json
@@ -8,9 +8,9 @@ from .classes import CLASSES
 from .shapes import SPLITS, VERSION, scene_of, write_image
 from .store import build_once
 
-# COCO numbers its 80 categories 1 to 90, without these
+# COCO gives its 80 categories numbers from 1 to 90; these are not used.
 COCO_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-# ten of ImageNet's 1000 classes: folder and position in the sorted list
+# Ten of ImageNet's 1000 classes: the folder, and its place in the sorted list.
 WNIDS = {
     'n01440764': 0,
     'n01443537': 1,
@@ -26,18 +26,19 @@ WNIDS = {
 
 
 def _scenes(num_train, num_val, seed, size):
-    """(split, scenes) twice; `size` is the longer side."""
+    """Yields each split with its scenes. `size` is the longer side of a scene."""
     for split, count in zip(SPLITS, (num_train, num_val), strict=True):
         yield split, (scene_of(index, split, seed, size, difficulty=0.3) for index in range(count))
 
 
 def _build(root, kind, num_train, num_val, size, seed, write):
+    """Fill `root` by `write(folder)` unless it is there, and return it."""
     recipe = {'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
     return build_once(root, {'kind': f'mini {kind}', 'version': VERSION, **recipe}, write)
 
 
 def coco_categories():
-    """COCO's 80 categories with their ids; the names are mmdet's."""
+    """COCO's 80 categories with their ids, named as mmdet names them."""
     from mmdet.datasets import CocoDataset
 
     names = CocoDataset.METAINFO['classes']
@@ -46,7 +47,10 @@ def coco_categories():
 
 
 def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
-    """COCO 2017: `train2017/`, `val2017/`, `annotations/instances_{train,val}2017.json`. Returns the root."""
+    """Write a miniature of COCO 2017 and return its root.
+
+    It has `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`.
+    """
     categories = coco_categories()
     category_ids = [categories[11 * k]['id'] for k in range(len(CLASSES))]
 
@@ -58,7 +62,7 @@ def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
             (folder / f'{split}2017').mkdir()
             images, records = [], []
             for index, scene in enumerate(scenes):
-                # COCO's ids have gaps, and 139 is the first of val2017
+                # as in COCO, numbers have gaps; 139 is the first of val2017
                 number = 139 + 146 * index + (9 if split == 'train' else 0)
                 name = f'{number:012d}.jpg'
                 write_image(folder / f'{split}2017' / name, scene.image)
@@ -71,7 +75,10 @@ def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
 
 
 def write_mini_ade20k(root, *, num_train=8, num_val=4, size=128, seed=0):
-    """ADE20K: `ADEChallengeData2016/{images,annotations}/{training,validation}/ADE_*`. Returns the root."""
+    """Write a miniature of ADE20K and return its root.
+
+    It has `ADEChallengeData2016/{images,annotations}/{training,validation}/ADE_*`.
+    """
     values = [3 + 21 * k for k in range(len(CLASSES))]  # 3 to 150; the background is 1, wall
 
     def write(folder):
@@ -92,9 +99,10 @@ def write_mini_ade20k(root, *, num_train=8, num_val=4, size=128, seed=0):
 
 
 def write_mini_imagenet(root, *, num_train=2, num_val=1, size=128, seed=0):
-    """ImageNet: `{train,val}/WNID/*.JPEG` for ten classes, numbered by `meta/{train,val}.txt`.
+    """Write a miniature of ImageNet with ten classes and return its root.
 
-    `num_train` and `num_val` count the images of one class.
+    It has `{train,val}/WNID/*.JPEG` and `meta/{train,val}.txt`, which number the classes. `num_train` and `num_val`
+    are the numbers of images of each class.
     """
 
     def write(folder):
@@ -118,6 +126,7 @@ WRITERS = {'coco': write_mini_coco, 'ade20k': write_mini_ade20k, 'imagenet': wri
 
 
 def main(argv=None):
+    """Write the miniature that the command line names, and print where it is."""
     parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.miniature', description=__doc__)
     parser.add_argument('kind', choices=WRITERS)
     parser.add_argument('root')

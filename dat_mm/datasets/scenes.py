@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""One synthetic scene: a background, objects one over the other, light and noise."""
+"""Drawing a synthetic scene: a background, objects that lie one over the other, light and noise."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from .classes import CLASSES
 from .outlines import place_outline
 from .textures import paint, random_colour, smooth_noise
 
-MIN_AREA = 100  # pixels, before anything hides a part
-MAX_SHARE = 0.4  # of the image
+MIN_AREA = 100  # of an object in pixels, before another hides a part of it
+MAX_SHARE = 0.4  # of the image that an object covers
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What one number between 0 (easy) and 1 (hard) stands for."""
+    """What a difficulty between 0 (easy) and 1 (hard) means for a scene."""
 
-    contrast: float  # least distance between the colour of an object and the mean of what it covers
+    contrast: float  # least distance of the colour of an object from the mean of what it covers
     spread: float  # distance between the two colours of a texture
-    noise: float  # standard deviation, of 255
-    visible: float  # least visible part of an object
-    strokes: int  # unlabelled lines in the background, at most
+    noise: float  # its standard deviation; pixels go to 255
+    visible: float  # least part of an object that is seen
+    strokes: int  # largest number of unlabelled lines in the background
 
     @classmethod
     def of(cls, level):
@@ -33,20 +33,24 @@ class Difficulty:
 
 @dataclass
 class Scene:
-    """What was drawn. Owner 0 is the background, k the k-th object counted from 1."""
+    """A scene and the truth about it. The owner of a pixel is 0, the background, or the number of an object from 1."""
 
     image: np.ndarray  # (H, W, 3) uint8, BGR
     owner: np.ndarray  # (H, W) uint8
-    labels: list  # index into CLASSES, one per object
-    crowd: list  # True where the object is a heap of small ones
-    shown: list  # visible part of each object, 0 to 1
+    labels: list  # index into CLASSES of each object
+    crowd: list  # whether the object is a heap of small ones
+    shown: list  # part of each object that is seen, 0 to 1
 
     def mask(self, index):
+        """The pixels (H, W) of an object, counted from 0."""
         return self.owner == index + 1
 
 
 def _rasterise(contours, height, width, fine=4):
-    """Coverage of a filled outline (h, w) in [0, 1] and its window (y0, x0), clipped to the image."""
+    """How much of each pixel an outline covers, (h, w) in [0, 1], and the window's corner (y, x).
+
+    The window is cut at the border of the image; None where almost nothing is left of it.
+    """
     points = np.concatenate(contours)
     x0, y0 = np.maximum(np.floor(points.min(axis=0)).astype(int) - 1, 0)
     x1, y1 = np.minimum(np.ceil(points.max(axis=0)).astype(int) + 1, (width, height))
@@ -61,7 +65,7 @@ def _rasterise(contours, height, width, fine=4):
 
 
 class _Painter:
-    """Draws objects on a canvas and keeps the book of who owns which pixel."""
+    """Draws objects on a canvas and keeps account of which pixel belongs to which object."""
 
     def __init__(self, rng, height, width, level):
         self.rng, self.height, self.width, self.level = rng, height, width, level
@@ -87,10 +91,14 @@ class _Painter:
         return canvas
 
     def visible(self):
+        """The number of pixels that are seen of each object."""
         return np.bincount(self.owner.ravel(), minlength=len(self.labels) + 1)[1:]
 
     def try_place(self, label, outlines, area, crowd=False):
-        """Draw an object made of one or more outlines, unless it would hide too much or be cut off."""
+        """Draw an object of one or more outlines and return whether there was a place for it.
+
+        It must not be cut off by the border, nor hide too much of another object.
+        """
         covers = [_rasterise(outline, self.height, self.width) for outline in outlines]
         covers = [cover for cover in covers if cover is not None]
         mask = np.zeros((self.height, self.width), bool)
@@ -125,7 +133,7 @@ class _Painter:
         region += (surface - region) * cover[..., None]
 
     def _cast_shadow(self, cover, window, reach=3):
-        """Darken the canvas beside the object, away from the light."""
+        """Darken the canvas beside an object, on the side away from the light."""
         y, x = window
         dx, dy = round(2 * np.cos(self.light)), round(2 * np.sin(self.light))
         shadow = cv2.GaussianBlur(cv2.copyMakeBorder(cover, *[reach + 2] * 4, cv2.BORDER_CONSTANT), (0, 0), 1.5)
@@ -137,14 +145,14 @@ class _Painter:
             self.canvas[y0:y1, x0:x1] *= 1 - 0.45 * shadow
 
     def finish(self):
-        """Light from one side, a slight blur, noise, eight bits."""
+        """The image (H, W, 3) of uint8: the canvas with light from one side, a slight blur and noise."""
         rng, canvas = self.rng, self.canvas
         y, x = np.mgrid[: self.height, : self.width].astype(np.float32) / max(self.height, self.width) - 0.5
         slope = rng.uniform(0, 0.35)
         canvas *= (1 - slope * (x * np.cos(self.light) + y * np.sin(self.light)))[..., None].astype(np.float32)
         canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.7))
         noise = np.frombuffer(rng.bytes(canvas.size), np.uint8).reshape(canvas.shape).astype(np.float32)
-        # bytes are spread evenly over 256 values: a standard deviation of 74
+        # random bytes have a standard deviation of 74
         canvas += (noise - 127.5) * np.float32(self.level.noise * rng.uniform(0.5, 1) / 74)
         return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
@@ -155,7 +163,7 @@ def _random_outline(rng, label, area, centre):
 
 
 def _random_centre(rng, painter, objects):
-    """Anywhere, or, one time in three, by an object that is already there so that things overlap."""
+    """A place for an object: anywhere, or one time in three beside another object, so that things overlap."""
     size = np.array([painter.width, painter.height])
     if objects and rng.rand() < 0.35:
         centre, area = objects[rng.randint(len(objects))]
@@ -166,12 +174,15 @@ def _random_centre(rng, painter, objects):
 
 
 def draw_scene(rng, height, width, difficulty=0.3, tries=12):
-    """Two to six objects, of 100 pixels to 40 % of the image on a log scale; now and then a crowd."""
+    """Draw a scene of two to six objects, and now and then a crowd.
+
+    Their areas go from 100 pixels to 40 % of the image, on a log scale. Each is tried at `tries` places.
+    """
     painter = _Painter(rng, height, width, Difficulty.of(difficulty))
     count = rng.randint(2, 7)
     low, high = np.log(MIN_AREA), np.log(MAX_SHARE * height * width)
     areas = np.exp(low + (high - low) * rng.beta(2.4, 1.7, count))
-    # the large mostly first, or they would seldom find a place
+    # mostly the large ones first, as they would seldom find a place later
     areas = areas[np.argsort(-np.log(areas) + 0.7 * rng.randn(count))]
     objects = []
     for area in areas:
@@ -188,7 +199,7 @@ def draw_scene(rng, height, width, difficulty=0.3, tries=12):
 
 
 def _place_crowd(rng, painter, tries):
-    """Eight to fourteen small ones of one class in a heap: too many to be told apart."""
+    """Draw a heap of eight to fourteen small objects of one class, which cannot be told apart."""
     label = rng.randint(len(CLASSES))
     for _ in range(tries):
         middle = rng.uniform(0.2, 0.8, 2) * (painter.width, painter.height)

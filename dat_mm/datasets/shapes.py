@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Shapes: synthetic scenes for detection, segmentation and classification, made on first use."""
+"""Shapes, a data set of synthetic scenes for detection, segmentation and classification, drawn on first use."""
 
 import argparse
 import json
@@ -11,16 +11,17 @@ from pathlib import Path
 from .classes import CLASSES
 from .store import build_once, read_marker
 
-VERSION = 1  # of the generator: raise it whenever a byte of the output changes
+VERSION = 1  # of the generator; raise it when a byte of the output changes
 SPLITS = ('train', 'val')
 CROP_SIZE = 96
-MIN_CROP_SHOWN = 0.5  # a crop is taken of objects of which at least half is seen
+MIN_CROP_SHOWN = 0.5  # part of an object that must be seen for a crop of it
 
 
 def ensure_shapes(root='data/shapes', *, num_train=1400, num_val=250, size=160, difficulty=0.05, seed=0, workers=None):
-    """Make the data set at `root` unless it is there; one made with other arguments is an error.
+    """Draw the data set in `root` unless it is there, and return `root`.
 
-    `size` is the longer side of a scene; `workers` changes the time it takes, not the bytes.
+    A data set that was drawn with other arguments is an error. `size` is the longer side of a scene in pixels.
+    `workers` is the number of threads, which changes the time but not the bytes.
     """
     recipe = {
         'kind': 'shapes',
@@ -45,7 +46,7 @@ def ensure_shapes(root='data/shapes', *, num_train=1400, num_val=250, size=160, 
 
 
 def map_scenes(function, count, workers=None):
-    """[function(0), ..., function(count - 1)] on threads: OpenCV and NumPy release the GIL."""
+    """The list [function(0), ..., function(count - 1)], computed on threads: OpenCV and NumPy release the GIL."""
     workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 4)
     if workers == 1:
         return [function(index) for index in range(count)]
@@ -54,18 +55,18 @@ def map_scenes(function, count, workers=None):
 
 
 def scene_of(index, split, seed, size, difficulty):
-    """The same scene for the same arguments, whatever was drawn before."""
+    """Draw the scene that these arguments stand for, always the same one."""
     import numpy as np
 
     from .scenes import draw_scene
 
-    rng = np.random.RandomState([seed, SPLITS.index(split), index])  # its stream is frozen for good
+    rng = np.random.RandomState([seed, SPLITS.index(split), index])  # NumPy promises that its numbers never change
     height, width = ((1, 1), (0.8, 1), (1, 0.8))[rng.randint(3)]
     return draw_scene(rng, int(height * size), int(width * size), difficulty)
 
 
 def write_image(path, image, quality=95):
-    """JPEG, or PNG by suffix; raises instead of returning False."""
+    """Write an image as PNG or JPEG, as the suffix says. A failure raises OSError."""
     import cv2
 
     options = [cv2.IMWRITE_PNG_COMPRESSION, 6] if path.suffix == '.png' else [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -73,6 +74,7 @@ def write_image(path, image, quality=95):
 
 
 def _write_split(folder, split, count, size, difficulty, seed, workers):
+    """Draw the scenes of a split and write all that belongs to them."""
     from .annotate import annotate, coco_file, crop_object, image_record, label_map
 
     images, masks, crops = folder / 'images' / split, folder / 'masks' / split, folder / 'imagenet' / split
@@ -100,6 +102,7 @@ def _write_split(folder, split, count, size, difficulty, seed, workers):
 
 
 def main(argv=None):
+    """Draw the data set that the command line asks for, and return its root."""
     parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.shapes', description=__doc__)
     parser.add_argument('--root', default='data/shapes')
     parser.add_argument('--num-train', type=int, default=1400)

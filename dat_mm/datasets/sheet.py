@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""A contact sheet of Shapes: scenes above, the same with boxes, masks and names below."""
+"""A contact sheet of Shapes: a row of scenes, and below it the same with boxes, masks and names."""
 
 import argparse
 import json
@@ -11,18 +11,34 @@ from .store import read_marker
 
 
 def paste(tile, image):
-    """Into the middle of a larger tile."""
+    """Copy an image into the middle of a larger tile."""
     top, left = (tile.shape[0] - image.shape[0]) // 2, (tile.shape[1] - image.shape[1]) // 2
     tile[top : top + image.shape[0], left : left + image.shape[1]] = image
 
 
-def draw_objects(image, records, zoom):
-    """Boxes, masks and names, from COCO records, on the enlarged image; a crowd has a white box."""
+def write_text(image, text, left, bottom, size=0.5, colour=(0, 0, 0), ground=None):
+    """Write a line inside the image, on a filled box where `ground` is its colour."""
+    import cv2
+
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    left = max(min(left, image.shape[1] - width - 3), 2)
+    bottom = max(min(bottom, image.shape[0] - below), height + 2)
+    if ground is not None:
+        cv2.rectangle(image, (left - 2, bottom - height - 2), (left + width + 1, bottom + below - 1), ground, -1)
+    cv2.putText(image, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def draw_objects(image, records, zoom, size=0.45):
+    """Draw the masks, boxes and names of COCO records on an enlarged image; a crowd has a white box.
+
+    A prediction's name is followed by its score in percent. `size` is that of the letters.
+    """
     import cv2
     import numpy as np
     from pycocotools import mask as coco_mask
 
     height, width = image.shape[0] // zoom, image.shape[1] // zoom
+    names = []
     for record in records:
         name = CLASSES[record['category_id'] - 1]
         colour = PALETTE[record['category_id'] - 1][::-1]
@@ -30,22 +46,25 @@ def draw_objects(image, records, zoom):
         if isinstance(mask, list) or isinstance(mask['counts'], list):  # polygons, uncompressed run lengths
             runs = coco_mask.frPyObjects(mask, height, width)
             mask = coco_mask.merge(runs) if isinstance(runs, list) else runs
-        mask = np.kron(coco_mask.decode(mask), np.ones((zoom, zoom), np.uint8)).astype(bool)
-        image[mask] = (0.45 * image[mask] + 0.55 * np.array(colour)).astype(np.uint8)
+        mask = cv2.resize(255 * coco_mask.decode(mask), image.shape[1::-1], interpolation=cv2.INTER_CUBIC) > 127
+        image[mask] = (0.5 * image[mask] + 0.5 * np.array(colour)).astype(np.uint8)
+        outlines = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+        cv2.drawContours(image, outlines, -1, colour, zoom, cv2.LINE_AA)
         x, y, w, h = (round(zoom * value) for value in record['bbox'])
         line = (255, 255, 255) if record.get('iscrowd') else colour
         cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), line, 1)
         text = f'{name} crowd' if record.get('iscrowd') else name
         if 'score' in record:
             text += f' {100 * record["score"]:.0f}'
-        where = (max(min(x + 2, image.shape[1] - 7 * len(text)), 0), max(y - 3, 10))
-        for ink, thick in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.38, ink, thick, cv2.LINE_AA)
+        names.append((text, x + 2, y - 3, line))
+    for text, x, y, colour in names:  # above all masks
+        bright = sum(colour) > 420
+        write_text(image, text, x, y, size, (0, 0, 0) if bright else (255, 255, 255), colour)
     return image
 
 
 def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
-    """(H, W, 3) uint8, BGR: two rows of `columns` scenes from number `first` on."""
+    """A contact sheet (H, W, 3) of uint8, BGR, of `columns` scenes from number `first` on."""
     import cv2
     import numpy as np
 
@@ -64,6 +83,7 @@ def draw_sheet(root='data/shapes', split='val', columns=5, first=0, zoom=2):
 
 
 def main(argv=None):
+    """Write the contact sheet that the command line asks for."""
     parser = argparse.ArgumentParser(prog='python -m dat_mm.datasets.sheet', description=__doc__)
     parser.add_argument('out', type=Path, help='a .png or .jpg file')
     parser.add_argument('--root', default='data/shapes')

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Build a folder once, whole or not at all, whoever else is building it."""
+"""Building a folder once, whole or not at all, even when several processes try."""
 
 import json
 import os
@@ -17,7 +17,7 @@ MARKER = 'dat_mm.json'
 
 
 def read_marker(root):
-    """What a finished folder was made with; None where there is no folder, or an empty one."""
+    """The recipe that a finished folder was made with, or None where there is no folder or an empty one."""
     marker = Path(root) / MARKER
     if marker.is_file():
         return json.loads(marker.read_text())
@@ -27,6 +27,7 @@ def read_marker(root):
 
 
 def _is_finished(root, recipe):
+    """Whether the folder is there. One of another recipe raises FileExistsError, which names what differs."""
     found = read_marker(root)
     if found is None:
         return False
@@ -40,9 +41,9 @@ def _is_finished(root, recipe):
 
 @contextmanager
 def _lock(path):
-    """Held by one process, let go when it ends or dies; yields whether there is one.
+    """Hold a lock that the system lets go when the process ends or dies, and yield whether that worked.
 
-    It saves work and tells what is stale. Correctness rests on the rename alone.
+    The lock saves work and tells what is stale. Correctness rests on the rename alone.
     """
     with open(path, 'w') as file:
         try:
@@ -54,22 +55,23 @@ def _lock(path):
 
 
 def build_once(root, recipe, write):
-    """`write(folder)` fills a temporary sibling, then renamed to `root`; a finished `root` is left alone.
+    """Make the folder `root` by `write(folder)` unless it is there, and return it.
 
-    `recipe` (of JSON values) is kept in the folder; a root made by another recipe raises FileExistsError.
+    The folder that is written is a temporary one beside `root`, renamed at the end. `recipe`, of JSON values, is kept
+    in it; a root that another recipe made raises FileExistsError.
     """
     root = Path(root)
     recipe = json.loads(json.dumps(recipe))
     if _is_finished(root, recipe):
         return root
-    home = root.resolve()  # `root` may be a link to an empty folder on a larger disk
+    home = root.resolve()  # root may be a link to an empty folder on a larger disk
     home.parent.mkdir(parents=True, exist_ok=True)
     prefix = f'.{home.name}.{socket.gethostname()}.'
     with _lock(home.parent / f'.{home.name}.lock') as locked:
-        if _is_finished(root, recipe):  # by the one who held the lock
+        if _is_finished(root, recipe):  # by the process that held the lock before
             return root
         if locked:
-            for stale in home.parent.glob(f'{prefix}*'):  # of a process killed on this machine
+            for stale in home.parent.glob(f'{prefix}*'):  # left by a process that was killed on this machine
                 shutil.rmtree(stale, ignore_errors=True)
         folder = home.parent / f'{prefix}{os.getpid()}.{os.urandom(4).hex()}'
         folder.mkdir()
@@ -78,7 +80,7 @@ def build_once(root, recipe, write):
             (folder / MARKER).write_text(json.dumps(recipe, indent=1) + '\n')
             os.rename(folder, home)
         except OSError:
-            # where there is no lock another process may have been first: a full folder is not replaced
+            # without a lock another process may have been first, and rename does not replace a full folder
             if not _is_finished(root, recipe):
                 raise
         finally:

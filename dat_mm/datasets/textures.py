@@ -1,19 +1,19 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Random textures, the same for backgrounds and objects of every class: no surface names a class."""
+"""Random textures. Backgrounds and objects of all classes share them, so that no surface tells a class."""
 
 import cv2
 import numpy as np
 
 
 def smooth_noise(rng, height, width, cell):
-    """Noise in [0, 1] whose features are about `cell` pixels wide, (H, W)."""
+    """Noise (H, W) in [0, 1], whose features are about `cell` pixels wide."""
     grid = rng.rand(height // cell + 3, width // cell + 3).astype(np.float32)
     field = cv2.resize(grid, (grid.shape[1] * cell, grid.shape[0] * cell), interpolation=cv2.INTER_CUBIC)
     return np.clip(field[cell : cell + height, cell : cell + width], 0, 1)
 
 
 def _turned_grid(rng, height, width):
-    """Two coordinates in periods of 5 to 14 pixels, along and across a random direction."""
+    """Coordinates (H, W) along and across a random direction, in periods of 5 to 14 pixels."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
     y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32(period)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -22,6 +22,7 @@ def _turned_grid(rng, height, width):
 
 
 def _soft_step(wave):
+    """The sign of a wave as 0 or 1, with soft edges."""
     return np.clip(wave * 2.5 + 0.5, 0, 1)
 
 
@@ -57,11 +58,12 @@ PATTERNS = (_clouds, _grain, _stripes, _waves, _checks, _dots)
 
 
 def random_colour(rng, num=1):
+    """Random colours (num, 3), neither very dark nor very bright."""
     return rng.uniform(30, 225, (num, 3))
 
 
 def paint(rng, height, width, spread, colour):
-    """A texture of two colours about `spread` apart and halfway from `colour`, (H, W, 3) float32."""
+    """A texture (H, W, 3) of float32 in two colours, `spread` apart and with `colour` halfway between them."""
     pattern = PATTERNS[rng.randint(len(PATTERNS))](rng, height, width).astype(np.float32)[..., None]
     direction = rng.randn(3)
     step = spread * direction / np.linalg.norm(direction)

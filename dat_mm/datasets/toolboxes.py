@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The toolboxes' own dataset classes over Shapes, as config types that make the scenes on first use.
+"""Config types that draw Shapes on first use and read it with a toolbox's own dataset class.
 
-`dict(type='dat_mm.ShapesDetection', split='val', pipeline=...)` is all a config needs, whichever program runs
-it. They are functions, because a toolbox is imported when one is called; they return the toolbox's own class.
+`dict(type='dat_mm.ShapesDetection', split='val', pipeline=...)` is all that a config needs, whichever program runs it.
+The types are functions, so that a toolbox is imported only when its own is called.
 """
 
 from mmengine.logging import print_log
@@ -12,12 +12,13 @@ from .classes import SHAPES_METAINFO, SHAPES_SEGMENTATION_METAINFO
 
 
 def _prepare(split, data_root, make, lazy_init):
+    """Check the split, and draw the scenes unless they are there."""
     from .shapes import SPLITS, ensure_shapes
     from .store import read_marker
 
     if split not in SPLITS:
         raise ValueError(f'split={split!r} is not one of {SPLITS}')
-    if not lazy_init:  # lazy_init: somebody only wants the names of the classes
+    if not lazy_init:  # with lazy_init the caller only wants the names of the classes
         if read_marker(data_root) is None:
             print_log(f'making the Shapes data set in {data_root}, once: this takes seconds', 'current')
         ensure_shapes(data_root, **(make or {}))
@@ -25,7 +26,7 @@ def _prepare(split, data_root, make, lazy_init):
 
 @DATASETS.register_module()
 def ShapesDetection(split='train', data_root='data/shapes', make=None, lazy_init=False, **settings):
-    """mmdet's CocoDataset; `make` are arguments of `ensure_shapes`, `settings` those of CocoDataset."""
+    """Shapes as mmdet's CocoDataset. `make` holds arguments of `ensure_shapes`, `settings` those of CocoDataset."""
     from mmdet.datasets import CocoDataset
 
     _prepare(split, data_root, make, lazy_init)
@@ -39,7 +40,7 @@ def ShapesDetection(split='train', data_root='data/shapes', make=None, lazy_init
 
 @DATASETS.register_module()
 def ShapesSegmentation(split='train', data_root='data/shapes', make=None, lazy_init=False, **settings):
-    """mmseg's BaseSegDataset; 0 in a mask is ignored, the background is the first of nine classes."""
+    """Shapes as mmseg's BaseSegDataset. 0 in a mask is ignored; the background is the first of nine classes."""
     from mmseg.datasets import BaseSegDataset
 
     _prepare(split, data_root, make, lazy_init)
@@ -53,7 +54,7 @@ def ShapesSegmentation(split='train', data_root='data/shapes', make=None, lazy_i
 
 @DATASETS.register_module()
 def ShapesClassification(split='train', data_root='data/shapes', make=None, lazy_init=False, **settings):
-    """mmpretrain's CustomDataset over the crops."""
+    """The crops of Shapes as mmpretrain's CustomDataset."""
     from mmpretrain.datasets import CustomDataset
 
     _prepare(split, data_root, make, lazy_init)
@@ -61,6 +62,6 @@ def ShapesClassification(split='train', data_root='data/shapes', make=None, lazy
     return CustomDataset(data_root=data_root, lazy_init=lazy_init, **{**defaults, **settings})
 
 
-# where a toolbox asks the type of a dataset for its classes, before there is a dataset
+# A toolbox may ask the type of a dataset for its classes before there is a dataset.
 ShapesDetection.METAINFO = ShapesClassification.METAINFO = SHAPES_METAINFO
 ShapesSegmentation.METAINFO = SHAPES_SEGMENTATION_METAINFO

@@ -1,92 +1,38 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What tools/quickstart.py does: Shapes, a classifier of its crops, and Mask R-CNN with and without that backbone.
+"""The quickstart: Shapes, a classifier of its crops, and Mask R-CNN with that backbone and from scratch.
 
-Each step has a folder and in it a step.json: what it was asked for, the seconds it took, its result. A finished step
-is not done again; a training that was stopped goes on from its last checkpoint.
+Each step has a folder and in it a step.json (steps.py). A finished step is not done again; a training that was
+stopped goes on from its last checkpoint.
 """
 
-import ctypes
 import json
 import os
 import platform
-import queue
-import re
-import signal
-import subprocess
-import sys
-import threading
+import socket
 import time
 from importlib.metadata import packages_distributions, version
-from itertools import chain
 from pathlib import Path
 
-from ...engine.checkpoints import latest_checkpoint
 from ...errors import UserError
+from . import job
+from .screen import Progress, Screen
+from .steps import Step, run_all
 
-CLASSIFIER = 'datpp-nano_1xb32_shapes'
-DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb4_shapes'
-CONFIGS = (CLASSIFIER, DETECTOR)
+CLASSIFIER = 'datpp-nano_1xb48-short_shapes'
+DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb8-short_shapes'
+CONFIGS = dict(classifier=CLASSIFIER, pretrained=DETECTOR, scratch=DETECTOR)
+DETECTORS = ('pretrained', 'scratch')
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'dat_mm')
-# Larger batches where there is a GPU. In float32: models as small as these wait for the launch of their kernels.
-ON_GPU = {
-    CLASSIFIER: ['train_dataloader.batch_size=64', 'optim_wrapper.optimizer.lr=1.4e-3'],
-    DETECTOR: ['train_dataloader.batch_size=8', 'optim_wrapper.optimizer.lr=1e-3'],
-}
-TITLES = {
-    'classifier': 'datpp-nano learns to classify the crops of objects',
-    'pretrained': 'Mask R-CNN, with that backbone',
-    'scratch': 'Mask R-CNN, the same from scratch',
-}
-LANES = [['classifier', 'pretrained'], ['scratch']]
-PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (\S+).*?\bloss: (\S+)')
-SHOWN = ('accuracy/top1', 'coco/bbox_mAP_50', 'coco/segm_mAP_50')
 FIGURES = dict(box_AP50='bbox_mAP_50', mask_AP50='segm_mAP_50', box_AP='bbox_mAP', mask_AP='segm_mAP')
-
-
-def say(text):
-    print(f'== {text}', flush=True)
-
-
-class Step:
-    """One step in a folder of its own."""
-
-    def __init__(self, folder: Path, **asked):
-        self.folder, self.file = folder, folder / 'step.json'
-        self.state = dict(asked=asked, seconds=0.0, result=None)
-        if self.file.is_file():
-            found = json.loads(self.file.read_text())
-            if found['asked'] != json.loads(json.dumps(asked)):
-                raise UserError(f'{folder} was made with other options: remove it to start over, or name a --work-dir')
-            self.state = found
-        self._before, self._start = self.state['seconds'], time.monotonic()
-
-    @property
-    def done(self):
-        return self.state['result'] is not None
-
-    def save(self, result=None):
-        self.state.update(seconds=round(self._before + time.monotonic() - self._start, 1), result=result)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix('.partial')
-        partial.write_text(json.dumps(self.state, indent=1))
-        os.replace(partial, self.file)
-
-    def tell_done(self, title):
-        say(f'{title}: done before, in {self.state["seconds"]:.0f} s')
-
-    def do(self, title, run):
-        """The result, of `run(self)` unless it is there."""
-        if self.done:
-            self.tell_done(title)
-        else:
-            say(title)
-            self.save()
-            self.save(run(self))
-        return self.state['result']
+ACCURACY = 'accuracy/top1'
 
 
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def torch_version() -> tuple[int, int]:
+    return tuple(int(part) for part in version('torch').split('.')[:2])
 
 
 def versions() -> dict:
@@ -97,205 +43,196 @@ def versions() -> dict:
     return found
 
 
-def _end_with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: one that is killed leaves no training behind
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
-def call(runs, on_line, on_end, threads: int):
-    """Runs the commands {name: (command, log)} at once, every line into the log and to `on_line(name, line)`.
+class Quickstart:
+    """A run in `work_dir`, on the data in `data_root`; `root` holds configs/ and tools/."""
 
-    One that ends well is followed by what `on_end(name)` returns; where one fails, the others are stopped.
-    """
-    lock, ended, running = threading.Lock(), queue.Queue(), {}
+    def __init__(self, root, work_dir, data_root, scenes, epochs):
+        self.root, self.work_dir, self.data_root = root, work_dir, data_root
+        self.make = dict(zip(('num_train', 'num_val'), scenes, strict=True)) if scenes else {}
+        self.epochs = dict(zip((CLASSIFIER, DETECTOR), epochs, strict=True)) if epochs else {}
+        self.screen, self.steps = Screen(), {}
 
-    def follow(name, log, process):
-        last = ''
-        with log.open('a') as file:
-            for line in process.stdout:
-                file.write(line)
-                last = line.strip() or last
-                with lock:
-                    on_line(name, line)
-        ended.put((name, log, process.wait(), last))
+    def run(self) -> dict:
+        """Makes, trains, evaluates, draws and tells; returns what it leaves in summary.json."""
+        self.screen.say(f'Quickstart on {usable_cores()} cores; pictures, logs and checkpoints go to {self.work_dir}')
+        self.make_shapes()
+        from mmengine.device import get_device
 
-    def start(runs):
-        for name, (command, log) in runs.items():
-            running[name] = subprocess.Popen(
-                [str(part) for part in command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors='replace',
-                env=os.environ | dict(OMP_NUM_THREADS=str(threads)),
-                preexec_fn=_end_with_parent if sys.platform == 'linux' else None,
-            )
-            threading.Thread(target=follow, args=(name, log, running[name]), daemon=True).start()
+        self.device = get_device()
+        self.train(['classifier'])
+        one_by_one = self.device == 'cpu' and usable_cores() == 1
+        for names in [[name] for name in DETECTORS] if one_by_one else [DETECTORS]:
+            self.train(names)
+        summary = self.report(side_by_side=not one_by_one)
+        self.screen.end(ending(summary, self.work_dir, self.data_root, self.root))
+        return summary
 
-    try:
-        start(runs)
-        while running:
-            name, log, status, last = ended.get()
-            running.pop(name).stdout.close()
-            if status:
-                raise UserError(f'{last or f"exit status {status}"} (the log is {log}; run it again to go on)')
-            start(on_end(name))
-    finally:
-        for process in running.values():
-            process.terminate()
+    def make_shapes(self):
+        from ...datasets import ensure_shapes
 
-
-def train(lanes, make_step, test, root):
-    """Trains what the lanes name, one after the other, the lanes side by side; `make_step(name)` gives the step.
-
-    `test(name)` is called after each, while the other lanes go on.
-
-    A thread for each of them, or its share of the cores: models as small as these gain little from a second one.
-    """
-    cores = usable_cores()
-    lanes = [list(lane) for lane in (lanes if cores >= len(lanes) else [chain(*lanes)])]
-    lane_of = {name: lane for lane in lanes for name in lane}
-    steps, shown = {}, {}
-
-    def next_of(lane):
-        while lane:
-            name = lane.pop(0)
-            step = steps[name] = make_step(name)
+        step = self.steps['shapes'] = Step(self.work_dir / 'shapes', data=str(self.data_root), **self.make)
+        try:
             if not step.done:
-                say(TITLES[name])
+                self.screen.say(f'Shapes: scenes are drawn in {self.data_root}')
                 step.save()
-                shown[name] = time.monotonic()
-                asked = step.state['asked']
-                command = sys.executable, '-W', 'ignore', root / 'tools/train.py'
-                command += root / f'configs/shapes/{asked["config"]}.py', '--work-dir', step.folder, '--resume'
-                return {name: ((*command, '--seed', 0, '--cfg-options', *asked['options']), step.folder / 'train.log')}
-            step.tell_done(TITLES[name])
-            test(name)
-        return {}
+            ensure_shapes(self.data_root, **self.make)  # also where it was done before: the folder may be gone since
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
+        if step.done:
+            self.tell_done('Shapes', step)
+        else:
+            step.save(str(self.data_root))
 
-    def on_line(name, line):
-        text = None
-        if progress := PROGRESS.search(line):
-            steps[name].save()
-            epoch, at, of, eta, loss = progress.groups()
-            if time.monotonic() - shown[name] > 10 or at == of:
-                shown[name] = time.monotonic()
-                text = f'epoch {epoch}, {at} of {of}, loss {float(loss):.2f}, {eta} left'
-        elif 'Epoch(val)' in line:
-            found = {key: re.search(rf'{key}: (\S+)', line) for key in SHOWN}
-            text = ', '.join(f'held out: {key} {match[1]}' for key, match in found.items() if match)
-        if text:
-            print(f'   {name}: {text}', flush=True)
+    def tell_done(self, name, *steps):
+        self.screen.say(f'{name}: done before, in {sum(step.state["seconds"] for step in steps):.0f} s')
 
-    def on_end(name):
-        checkpoint = str(latest_checkpoint(steps[name].folder))
-        steps[name].save(dict(checkpoint=checkpoint, versions=versions()))
-        test(name)
-        return next_of(lane_of[name])
+    def options(self, config) -> tuple[list[str], list[str]]:
+        """What differs from the shipped config, and what differs in training alone."""
+        options = [f'data_root={self.data_root}']
+        for phase in ('train', 'val', 'test'):
+            options += [f'{phase}_dataloader.dataset.make.{key}={value}' for key, value in self.make.items()]
+        training = ['default_hooks.logger.interval=20']
+        if config in self.epochs:
+            count = self.epochs[config]
+            training += [f'param_scheduler.1.{key}={count}' for key in ('end', 'T_max')]
+            training += [f'train_cfg.max_epochs={count}']
+        if self.device == 'cpu':  # loading costs little beside training, and workers would compete for the cores
+            options += [f'{phase}_dataloader.num_workers=0' for phase in ('train', 'val', 'test')]
+            if torch_version() >= (2, 4):
+                training.append('optim_wrapper.optimizer.fused=True')
+        return options, training
 
-    runs = {name: run for lane in lanes for name, run in next_of(lane).items()}
-    call(runs, on_line, on_end, threads=max(1, cores // len(lanes)))
+    def count_epochs(self, config) -> int:
+        from mmengine.config import Config
 
+        return self.epochs.get(config) or Config.fromfile(self.config_file(config)).train_cfg.max_epochs
 
-def evaluate(config, checkpoint, options, root):
-    """A step that tests on the held-out scenes and keeps the predictions."""
+    def config_file(self, config) -> Path:
+        return self.root / f'configs/shapes/{config}.py'
 
-    def run(step):
-        from ..test import test
+    def train(self, names):
+        """Trains and tests these models side by side, each with its share of the cores."""
+        commands = {}
+        for name in names:
+            commands.update(self.prepare(name, max(1, usable_cores() // len(names))))
+        if not commands:
+            return
+        for name in commands:
+            if name in names and not self.steps[name].done:
+                self.screen.say(self.title(name))
+        progress = Progress(self.screen, {name: self.count_epochs(CONFIGS[name]) for name in commands if name in names})
 
-        out = step.folder / 'predictions.pkl'
-        path = root / f'configs/shapes/{config}.py'
-        metrics = test(path, checkpoint, work_dir=step.folder, out=out, cfg_options=[*options, 'log_level=ERROR'])
-        return {key: float(value) for key, value in metrics.items()}
+        def on_line(name, line):
+            if name not in names:
+                return  # the second process of a training: the first one tells
+            step, test = self.steps[name], self.steps[f'test_{name}']
+            if progress.read(name, line):
+                step.save()
+            elif event := job.heard(line):
+                if event[0] == 'trained':
+                    step.save(dict(checkpoint=event[1], versions=versions()))
+                    test.start()
+                else:
+                    test.save(event[1])
+                    self.on_tested(name)
 
-    return run
+        run_all(commands, on_line)
 
+    def prepare(self, name, cores) -> dict:
+        """The commands of the processes that train and test a model, none where that is done."""
+        config = CONFIGS[name]
+        options, training = self.options(config)
+        if name == 'pretrained':
+            training.append(f'model.backbone.init_cfg.checkpoint={self.steps["classifier"].result["checkpoint"]}')
+        step = self.steps[name] = Step(self.work_dir / name, config=config, options=[*options, *training])
+        test = self.steps[f'test_{name}'] = Step(step.folder / 'test', model=name)
+        if test.done and step.done:
+            self.tell_done(name, step, test)
+            return {}
+        step.save(step.result)
+        asked = dict(config=self.config_file(config), folder=step.folder, options=options, train_options=training)
+        asked['checkpoint'] = step.result and step.result['checkpoint']
+        log = step.folder / 'log.txt'
+        # Models as small as these gain little from a second thread, but much from a second process with half a batch.
+        if name == 'classifier' and self.device == 'cpu' and cores > 1 and not step.done:
+            from mmengine.config import Config
 
-def config_options(config, data_root, make, epochs, device) -> list[str]:
-    """What differs from the shipped config."""
-    options = [f'data_root={data_root}']
-    options += [
-        f'{phase}_dataloader.dataset.make.{k}={v}' for phase in ('train', 'val', 'test') for k, v in make.items()
-    ]
-    if epochs:
-        count = epochs[CONFIGS.index(config)]
-        cosine = [f'param_scheduler.1.{key}={count}' for key in ('end', 'T_max')]
-        options += [*cosine, f'train_cfg.max_epochs={count}', 'train_cfg.val_interval=1']
-    return options + (ON_GPU[config] if device != 'cpu' else [])
+            batch = Config.fromfile(self.config_file(config)).train_dataloader.batch_size
+            asked['train_options'] = [*training, f'train_dataloader.batch_size={batch // 2}']
+            place = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+            place['OMP_NUM_THREADS'] = str(cores // 2)
+            return {
+                name if rank == 0 else f'{name} {rank}': (
+                    job.command(**asked, launcher='pytorch', rank=rank),
+                    dict(place, RANK=str(rank), LOCAL_RANK=str(rank)),
+                    log if rank == 0 else step.folder / f'log_{rank}.txt',
+                )
+                for rank in range(2)
+            }
+        return {name: (job.command(**asked), dict(OMP_NUM_THREADS=str(cores)), log)}
+
+    def title(self, name) -> str:
+        return {
+            'classifier': 'classifier: DAT++-nano learns to name crops of single objects',
+            'pretrained': 'pretrained: Mask R-CNN learns to find the objects, with the backbone of the classifier',
+            'scratch': 'scratch: the same Mask R-CNN, from random weights',
+        }[name]
+
+    def on_tested(self, name):
+        """Tells what a model reached; the classifier's answers are something to look at while the detectors train."""
+        result = self.steps[f'test_{name}'].result
+        if name == 'classifier':
+            from .pictures import draw_crops
+
+            picture = self.work_dir / 'crops.png'
+            draw_crops(self.predictions(name), picture)
+            self.screen.say(f'classifier: names {result[ACCURACY]:.0f} % of the held-out crops right; see {picture}')
+
+    def predictions(self, name) -> Path:
+        return self.work_dir / name / 'test/predictions.pkl'
+
+    def report(self, side_by_side) -> dict:
+        """Pictures and summary.json."""
+        from ..analyze import analyze
+        from .pictures import draw_predictions
+
+        start = time.monotonic()
+        predictions = {name: self.predictions(name) for name in DETECTORS}
+        draw_predictions(self.data_root, predictions, self.work_dir / 'predictions.png')
+        analyze([self.work_dir / name for name in DETECTORS], out_dir=self.work_dir, keys=['loss'], quiet=True)
+        analyze([self.work_dir / 'classifier'], quiet=True)
+
+        seconds = {name: step.state['seconds'] for name, step in self.steps.items()}
+        seconds['pictures'] = round(time.monotonic() - start, 1)
+        at_once = min(seconds[name] + seconds[f'test_{name}'] for name in DETECTORS) if side_by_side else 0
+        results = {name: self.steps[f'test_{name}'].result for name in CONFIGS}
+        summary = {
+            **{ours: results['pretrained'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
+            **{f'scratch_{ours}': results['scratch'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
+            'crop_accuracy': round(results['classifier'][ACCURACY] / 100, 3),
+            'seconds': round(sum(seconds.values()) - at_once, 1),
+            'seconds_by_step': seconds,
+            'device': device_name(self.device),
+            'versions': self.steps['pretrained'].result['versions'],
+        }
+        (self.work_dir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
+        return summary
 
 
 def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=None, epochs=None):
-    """Makes, trains, evaluates, draws and tells; returns what it leaves in summary.json.
+    """Runs the quickstart and returns what it leaves in summary.json.
 
-    `root` holds configs/ and tools/. `scenes` and `epochs`, pairs of (train, val) and (classifier, detector), are for
-    trying it out: without them everything is as shipped.
+    `scenes` and `epochs`, pairs of (train, val) and (classifier, detector), are for trying it out: without them
+    everything is as shipped.
     """
-    import torch
-    from mmengine.device import get_device
-
-    from ...datasets import ensure_shapes
-
-    torch.set_num_threads(max(1, usable_cores() // len(LANES)))  # it tests while the other lane trains
-    root, work_dir = Path(root), Path(work_dir)
     data_root = Path(data_root or Path(os.environ.get('DAT_MM_DATA', 'data')) / 'shapes')
-    device = get_device()
-    make = dict(zip(('num_train', 'num_val'), scenes, strict=True)) if scenes else {}
-    steps = {'shapes': Step(work_dir / 'shapes', data=str(data_root), **make)}
-    try:
-        steps['shapes'].do(f'Shapes, in {data_root}', lambda step: str(ensure_shapes(data_root, **make)))
-        ensure_shapes(data_root, **make)  # the folder may have been removed since
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
-
-    options = {config: config_options(config, data_root, make, epochs, device) for config in (CLASSIFIER, DETECTOR)}
-
-    def make_step(name):
-        config = CLASSIFIER if name == 'classifier' else DETECTOR
-        given = list(options[config])
-        if name == 'pretrained':
-            given.append(f'model.backbone.init_cfg.checkpoint={steps["classifier"].state["result"]["checkpoint"]}')
-        steps[name] = Step(work_dir / name, config=config, options=given)
-        return steps[name]
-
-    def test(name):
-        config, checkpoint = steps[name].state['asked']['config'], steps[name].state['result']['checkpoint']
-        step = steps[f'test_{name}'] = Step(work_dir / name / 'test', checkpoint=checkpoint)
-        step.do(f'{name}: results on what was held out', evaluate(config, checkpoint, options[config], root))
-
-    train(LANES, make_step, test, root)
-    summary = report(work_dir, data_root, {name: step.state for name, step in steps.items()}, device)
-    print(ending(summary, work_dir, data_root, root))
-    return summary
-
-
-def report(work_dir, data_root, states, device) -> dict:
-    """Pictures and summary.json."""
-    from ..analyze import analyze
-    from .pictures import draw_predictions
-
-    start, detectors = time.monotonic(), ('pretrained', 'scratch')
-    predictions = {name: work_dir / name / 'test/predictions.pkl' for name in detectors}
-    draw_predictions(data_root, predictions, work_dir / 'predictions.png')
-    keys = ('loss', *SHOWN[1:])
-    analyze([work_dir / name for name in detectors], out_dir=work_dir, keys=keys, quiet=True)
-    analyze([work_dir / 'classifier'], quiet=True)
-
-    seconds = {name: state['seconds'] for name, state in states.items()}
-    seconds['pictures'] = round(time.monotonic() - start, 1)
-    lanes = [sum(seconds[name] + seconds[f'test_{name}'] for name in lane) for lane in LANES]
-    at_once = min(lanes) if usable_cores() > 1 else 0
-    results = {name: states[f'test_{name}']['result'] for name in ('classifier', *detectors)}
-    summary = {
-        **{ours: results['pretrained'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
-        **{f'scratch_{ours}': results['scratch'][f'coco/{theirs}'] for ours, theirs in FIGURES.items()},
-        'crop_accuracy': round(results['classifier'][SHOWN[0]] / 100, 3),
-        'seconds': round(sum(seconds.values()) - at_once, 1),
-        'seconds_by_step': seconds,
-        'device': device_name(device),
-        'versions': states['pretrained']['result']['versions'],
-    }
-    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
-    return summary
+    return Quickstart(Path(root), Path(work_dir), data_root, scenes, epochs).run()
 
 
 def device_name(device) -> str:
@@ -312,13 +249,9 @@ def ending(summary, work_dir, data_root, root) -> str:
                        box AP50   mask AP50
   pretrained backbone  {summary['box_AP50']:8.3f}   {summary['mask_AP50']:9.3f}
   from scratch         {summary['scratch_box_AP50']:8.3f}   {summary['scratch_mask_AP50']:9.3f}
-
   {summary['seconds'] / 60:.1f} minutes on {summary['device']}. In {work_dir}:
-    predictions.png          held-out scenes: the truth, and what the two models found
-    losses.png, metrics.png  curves of the two trainings; those of the classifier are in classifier/
-    summary.json             these figures and more
-    pretrained/, scratch/    checkpoints, logs, configs; remove {work_dir} to start over
-
+    predictions.png  held-out scenes: the truth, and what the two models found
+    losses.png, summary.json; pretrained/ and scratch/ with checkpoints, logs, configs; remove all to start over
   Predictions for pictures of your choice:
     python {tools}/infer.py {data_root}/images/val {work_dir}/pretrained/{DETECTOR}.py \\
         $(cat {work_dir}/pretrained/last_checkpoint)
