@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What every model is made of. Data only: nothing here imports torch."""
+"""What every model is made of, as data. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OFFSET_KERNELS = (9, 7, 5, 3)
 
 
 def add_to_table(table: dict[str, str], name: str, what: str, title: str) -> None:
-    """Adds a name to one of the tables above; one that is taken is an error."""
+    """Adds a name to one of the tables above. It is an error if the name is taken."""
     if name in table:
         raise ValueError(f'{title} {name!r} is there already: {table[name]}')
     table[name] = what
@@ -46,7 +46,7 @@ class StageSpec:
     dim: int
     heads: int
     kinds: str  # one letter a block, e.g. 'ND' * 9
-    depth: int | None = None  # the number of letters; given, it is checked
+    depth: int | None = None  # the number of letters, checked where it is given
     window_size: int = 7  # of L, S, N and X
     groups: int = 1  # D: offset groups
     key_stride: int = 1  # D: queries per key along an axis
@@ -94,7 +94,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention stands: what it is given beside its StageSpec."""
+    """Where an attention stands in a model: all that it is given beside its StageSpec."""
 
     map_size: tuple[int, int]  # at the training resolution
     convention: str  # of the coordinates: see ops/grid.py
@@ -168,8 +168,8 @@ def _one_a_stage(name, value, stages):
 def resolve(arch: str | Sequence, generation: str | None = None, **overrides) -> Arch:
     """The Arch of a name, or of a list of stages, with the fields in ``overrides`` replaced.
 
-    ``overrides`` are fields of StageSpec: one value for all stages, or a list with one for each.
-    A list of stages (StageSpecs or dicts) is of generation 'datpp' unless said otherwise.
+    ``overrides`` are fields of StageSpec, each one value for all stages or a list with one for each.
+    A list of stages (StageSpecs or dicts) is of generation 'datpp' unless ``generation`` says otherwise.
     """
     if isinstance(arch, Arch):
         found = arch
