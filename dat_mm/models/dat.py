@@ -33,11 +33,11 @@ class DAT(BaseModule):
     Args:
         arch: a name (see ``dat_mm.ARCHS``), or a list of StageSpecs or of dicts of their fields.
         img_size: the training resolution, a number or (height, width): it sets the size of the bias tables.
-        generation: 'dat', 'datp' or 'datpp'; None is that of the name, and 'datpp' for a list.
-        drop_path_rate: the rate of the last block; rates grow from 0 at the first. None is that of the arch.
+        generation: 'dat', 'datp' or 'datpp'. None is that of the name, and 'datpp' for a list.
+        drop_path_rate: the rate of the last block. Rates grow from 0 at the first. None is that of the arch.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         with_cp: recompute activations in the backward pass.
-        backend: a name from ops/backends.py; ops without a backend of that name use 'auto'.
+        backend: a name from ops/backends.py. Ops without a backend of that name use 'auto'.
         stage_fields: fields of StageSpec (kinds, window_size, groups, position_bias, ...). Each is one value for all
             stages, or a list with one for each. None keeps what the arch says. Any other name is an error.
     """

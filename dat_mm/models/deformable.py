@@ -55,7 +55,7 @@ class DeformableAttention(nn.Module):
     """Deformable multi-head attention of a channels-last map. It maps (B, H, W, C) to the same.
 
     Args:
-        map_size: (H, W) at the training resolution, a number if square. It sets the size of the bias table; maps of
+        map_size: (H, W) at the training resolution, a number if square. It sets the size of the bias table. Maps of
             any other size work too.
         groups: how many sets of points there are. The heads of a group share one.
         key_stride: queries per key along an axis.
@@ -65,7 +65,7 @@ class DeformableAttention(nn.Module):
         position_bias: 'relative' (an interpolated table), 'depthwise' (a convolution of the queries), 'fixed' (a table
             by query and key), 'log' (an MLP of the displacement), 'none', or a form that was registered.
         convention: 'datpp' or 'dat', the coordinates of ops/grid.py.
-        backend: a name from ops/backends.py; ops without a backend of that name use 'auto'.
+        backend: a name from ops/backends.py. Ops without a backend of that name use 'auto'.
     """
 
     backend = 'auto'

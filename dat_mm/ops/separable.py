@@ -153,7 +153,7 @@ class TableProducts:
 
 
 class Windows(NamedTuple):
-    """What the bias of a chunk was made of."""
+    """The parts that the bias of a chunk was made of, for its backward."""
 
     at: Tensor  # rows (n c wy,)
     from_y: Tensor  # (n c, wy, h)
