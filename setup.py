@@ -16,7 +16,7 @@ COMMON = ['torchvision', 'opencv-python<5', 'ftfy', 'regex', 'setuptools<81']
 
 
 class BuildWithMim(build_py):
-    """Adds dat_mm/.mim: copies in a wheel, links into the working tree in an editable install."""
+    """Adds dat_mm/.mim, with copies in a wheel and with links into the working tree in an editable install."""
 
     def run(self):
         super().run()
@@ -57,7 +57,7 @@ setup(
     packages=find_packages(include=['dat_mm', 'dat_mm.*']),
     include_package_data=True,
     python_requires='>=3.10,<3.13',
-    # mmengine comes under either of two names, so it is in the extras alone
+    # mmengine comes under either of two names, so only the extras ask for it
     install_requires=['torch>=2.1', 'numpy', 'safetensors'],
     extras_require={
         'openmmlab': [

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What every model is made of. Data only: nothing here imports torch."""
+"""The sizes and kinds that define every model, as data. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
-# One letter a block. The classes are in models/attention.py; others may add theirs there.
+# Each block has one letter. The classes are in models/attention.py, where others may add theirs.
 KINDS = {
     'L': 'attention in windows',
     'S': 'attention in shifted windows',
@@ -17,7 +17,7 @@ KINDS = {
     'G': 'attention to the whole map',
     'X': 'a depthwise convolution in place of attention',
 }
-# The classes are in models/position_bias.py; others may add theirs there.
+# The classes are in models/position_bias.py, where others may add theirs.
 POSITION_BIASES = {
     'relative': 'a table by displacement, interpolated',
     'depthwise': 'a depthwise convolution of the queries',
@@ -29,7 +29,7 @@ OFFSET_KERNELS = (9, 7, 5, 3)
 
 
 def add_to_table(table: dict[str, str], name: str, what: str, title: str) -> None:
-    """Adds a name to one of the tables above; one that is taken is an error."""
+    """Adds a name to one of the tables above. It is an error if the name is taken."""
     if name in table:
         raise ValueError(f'{title} {name!r} is there already: {table[name]}')
     table[name] = what
@@ -46,14 +46,14 @@ class StageSpec:
     dim: int
     heads: int
     kinds: str  # one letter a block, e.g. 'ND' * 9
-    depth: int | None = None  # the number of letters; given, it is checked
+    depth: int | None = None  # the number of letters, checked where it is given
     window_size: int = 7  # of L, S, N and X
     groups: int = 1  # D: offset groups
     key_stride: int = 1  # D: queries per key along an axis
     offset_kernel: int | None = None  # D: None is 9, 7, 5, 3 by stage
-    range_factor: float | None = None  # D: None is the generation's; below 0, offsets are not limited
+    range_factor: float | None = None  # D: below 0, offsets are not limited. None is that of the generation
     offsets: bool = True  # D: False keeps the points on the grid
-    position_bias: str | None = None  # D: see POSITION_BIASES; None is 'relative', and 'none' where keys are pooled
+    position_bias: str | None = None  # D: None is 'relative', or 'none' where keys are pooled
     reduction: int = 1  # P: queries per key along an axis
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention stands: what it is given beside its StageSpec."""
+    """Where an attention stands in a model: all that it is given beside its StageSpec."""
 
     map_size: tuple[int, int]  # at the training resolution
     convention: str  # of the coordinates: see ops/grid.py
@@ -104,7 +104,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Generation:
-    """What the blocks of a generation have in common."""
+    """The features that all blocks of a generation have in common."""
 
     convention: str  # of the coordinates: see ops/grid.py
     conv_stem: bool  # two 3x3 convolutions, and 3x3 downsampling, instead of patches
@@ -168,8 +168,8 @@ def _one_a_stage(name, value, stages):
 def resolve(arch: str | Sequence, generation: str | None = None, **overrides) -> Arch:
     """The Arch of a name, or of a list of stages, with the fields in ``overrides`` replaced.
 
-    ``overrides`` are fields of StageSpec: one value for all stages, or a list with one for each.
-    A list of stages (StageSpecs or dicts) is of generation 'datpp' unless said otherwise.
+    ``overrides`` are fields of StageSpec, each one value for all stages or a list with one for each.
+    A list of stages (StageSpecs or dicts) is of generation 'datpp' unless ``generation`` says otherwise.
     """
     if isinstance(arch, Arch):
         found = arch

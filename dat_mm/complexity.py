@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Parameters and multiply-adds, by stage.
 
-Counted are convolutions, linears (of the offset networks for every group) and both products of each attention; norms,
-activations, softmax, sampling and position biases are not.
+Convolutions, linear layers and both products of each attention count, and offset networks count once for every group.
+Norms, activations, softmax, sampling and position biases do not count.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ class Part:
 
 
 def count_parts(model: nn.Module, *inputs, backbone: str = 'backbone', **kwargs) -> list[Part]:
-    """What the stages of a backbone, at the attribute of that name ('' is the model itself), and the rest cost.
+    """The cost of each stage of a backbone, and of the rest of the model.
 
-    Runs one forward pass in eval mode and in plain PyTorch, of which the counter sees every product; the model is left
-    as it was. A downsampling counts with the stage that it leads to.
+    `backbone` is the name of its attribute, or '' where the model is the backbone. One forward pass runs in eval mode
+    and in plain PyTorch, so that the counter sees every product. The model is left as it was. A downsampling counts
+    with the stage that it leads to.
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -65,7 +66,7 @@ def _part(title, backbone, root, names, macs):
 
 
 def table(parts: list[Part]) -> str:
-    """As text, a line a part, with the share of the offset networks in their attention modules."""
+    """The parts as text, one on each line, with the share of the offset networks in their attention modules."""
     lines = [f'{"part":<10} {"parameters":>14} {"multiply-adds":>16} {"offset networks":>18} {"of the module":>14}']
     numbers = ('parameters', 'macs', 'deformable_macs', 'offset_macs')
     total = Part('total', *(sum(getattr(part, field) for part in parts) for field in numbers))
@@ -79,7 +80,7 @@ def table(parts: list[Part]) -> str:
 
 
 class Classifier(nn.Module):
-    """A backbone with the head of ImageNet, as the published numbers count it."""
+    """A backbone with the head for ImageNet, which published counts include."""
 
     def __init__(self, backbone: nn.Module, num_classes: int = 1000, channels: int | None = None):
         super().__init__()

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Registries below those of mmengine, so that ``type='dat_mm.NAME'`` works in a config of every toolbox."""
+"""Registries below those of mmengine, so that ``type='dat_mm.NAME'`` works in the configs of every toolbox."""
 
 try:
     from mmengine import registry as parents

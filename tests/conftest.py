@@ -1,7 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Golden numbers of the published code (tests/data/golden): weights by formula, and how to compare.
+"""What several tests share: golden numbers of the published code, and configs that train in seconds.
 
-Configs that train in seconds (tests/data/tiny) and their data.
+The golden numbers are in tests/data/golden. Their weights follow from a formula, so no file has them. The configs are
+in tests/data/tiny, and their data is made here.
 """
 
 import json
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # products on a GPU repeat to the bit
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # so that products on a GPU repeat to the bit
 torch.backends.cudnn.allow_tf32 = False
 if not torch.cuda.is_available():
-    os.environ['TRITON_INTERPRET'] = '1'  # before triton is imported: its kernels run in Python
+    os.environ['TRITON_INTERPRET'] = '1'  # set before triton is imported, so that its kernels run in Python
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 TINY = Path(__file__).parent / 'data' / 'tiny'
@@ -27,7 +28,7 @@ def pytest_addoption(parser):
 
 
 class Golden:
-    """One golden case: its arrays, the official keys with their shapes, and weights for them."""
+    """One golden case, with its arrays, the official keys with their shapes, and weights for them."""
 
     def __init__(self, name):
         self.arrays = np.load(GOLDEN / f'{name}.npz')
@@ -47,7 +48,7 @@ class Golden:
         return torch.from_numpy(np.random.RandomState(seed).standard_normal(size=shape).astype(np.float32))
 
     def weight(self, key):
-        """By the formula the golden files were made with."""
+        """The weight of a key, by the formula that the golden files were made with."""
         shape = self.shapes[key]
         key = self.prefix + key
         if key.endswith(('relative_position_index', 'attn_mask')):
@@ -73,7 +74,7 @@ class Golden:
         return self.normal(int(self['seed']), (batch, 3, height, width))
 
     def error(self, key, tensor):
-        """Largest difference to the golden sample, relative to its largest value."""
+        """The largest difference to the golden sample, relative to the largest value of the sample."""
         golden = self[f'{key}_sample'] if f'{key}_sample' in self else self[key].ravel()
         ours = tensor.detach().flatten()
         ours = ours[:: max(1, ours.numel() // 2048)] if f'{key}_sample' in self else ours
@@ -91,7 +92,7 @@ def seed():
 
 
 def _write_data(root: Path, count: int = 6) -> None:
-    """Pictures with a dark or a light square: as folders, boxes and masks."""
+    """Writes pictures with a dark or a light square, in folders by class, with boxes and with masks."""
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Cases of the ops: random tensors by size, and what an op makes of them, gradients included."""
+"""Cases for the ops: random tensors of given sizes, and what an op makes of them, gradients included."""
 
 import torch
 
@@ -11,7 +11,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 def dtypes_of(backend: str) -> list[torch.dtype]:
     if backend != 'triton':
         return [torch.float64, torch.float32, torch.bfloat16]
-    halves = [torch.float16] if fused.interprets() else [torch.float16, torch.bfloat16]  # its bfloat16 is wrong there
+    halves = [torch.float16] if fused.interprets() else [torch.float16, torch.bfloat16]  # bfloat16 is wrong there
     return [torch.float32, *halves]
 
 
@@ -48,19 +48,19 @@ def device_of(backend: str) -> str:
 
 
 def at(backend: str, case: dict) -> dict:
-    """The case where the backend runs."""
+    """The case on the device where the backend runs."""
     device = device_of(backend)
     return {name: None if x is None else x.detach().to(device).requires_grad_() for name, x in case.items()}
 
 
 def convert(case, dtype, keep=()):
-    """Coordinates and parameters stay in float32 where the rest has half of it."""
+    """The case in another dtype. The tensors named in `keep` stay in float32 where it is of half precision."""
     wide = dtype if dtype == torch.float64 else torch.float32
     return {n: None if x is None else x.to(wide if n in keep else dtype).requires_grad_() for n, x in case.items()}
 
 
 def outputs(op, case, **options):
-    """With gradients, without, and every gradient."""
+    """The output of an op with gradients and without, and every gradient."""
     out = op(**case, **options)
     with torch.no_grad():
         results = {'out': out, 'inference': op(**case, **options)}

@@ -6,7 +6,7 @@ from dat_mm import DAT
 from dat_mm.commands import get_flops
 from dat_mm.complexity import Classifier, count_parts, table
 
-# Multiply-adds at 224 with the head of ImageNet and both products of attention, in G.
+# Multiply-adds in G at 224, with the head for ImageNet and both products of attention.
 MACS = {
     'dat-tiny': 4.563,
     'dat-small': 8.959,
@@ -30,7 +30,7 @@ def test_multiply_adds_at_384():
 
 
 def test_offset_networks_by_hand():
-    """dat-tiny, stage 3: three networks on 3 groups of 128 channels, 5x5 and then 2 channels, at 14x14."""
+    """Stage 3 of dat-tiny, at 14x14, has three networks, each for 3 groups of 128 channels: 5x5, then to 2 channels."""
     stage = get_flops.count_arch('dat-tiny', (224, 224))[3]
     assert stage.name == 'stage 3'
     assert stage.offset_macs == 3 * 3 * 14 * 14 * (128 * 25 + 128 * 2)

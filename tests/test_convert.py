@@ -45,7 +45,7 @@ def test_heads_of_dense_models_keep_their_keys(golden, heads):
 
 
 def test_nothing_but_views(golden):
-    """Renames and reshapes: gradients map the same way, and nothing is copied."""
+    """Conversion only renames and reshapes, and copies nothing."""
     official = golden('v2_tiny_224').state_dict()
     converted = convert(official)
     assert sum(v.numel() for v in converted.values()) == sum(v.numel() for v in official.values())
@@ -54,7 +54,7 @@ def test_nothing_but_views(golden):
 
 
 def test_gradients_map(golden):
-    """The gradient of a converted model is the converted gradient: x -> 2 x on the official side is 2 x on ours."""
+    """Conversion is linear, so it maps gradients as it maps weights: twice the weights become twice as much."""
     official = golden('v1_tiny_224').state_dict()
     doubled = convert({key: 2 * value for key, value in official.items()})
     for key, value in convert(official).items():
@@ -104,7 +104,7 @@ def test_keys_of_the_ablations(official, ours):
 
 
 def test_keys_of_every_kind_exist():
-    """What the table gives for kinds that the golden networks lack is what the model has."""
+    """For kinds that the golden networks lack, the table gives keys that the model has."""
     with torch.device('meta'):
         model = DAT('dat-nano', kinds=['PP', 'XX', 'LD', 'LD'], reduction=[8, 1, 1, 1])
     names = set(model.state_dict())

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Each real config of tiny size trains, validates, saves, resumes and tests, cut down by options only.
+"""Each real config of tiny size trains, validates, saves, resumes and tests. Options alone make it small.
 
-Unless pytest gets --all-configs, those are left out that differ from another one in the schedule alone (3x of 1x), or
-in details of the backbone (the ablation).
+Without --all-configs, pytest leaves out the configs that differ from another one only in the schedule (3x from 1x) or
+in details of the backbone (the ablations).
 """
 
 import json
@@ -27,7 +27,7 @@ PICTURES = {
     'coco': 'coco/val2017',
     'ade20k': 'ade/ADEChallengeData2016/images/validation',
 }
-# One of each toolbox also goes through the tools that draw.
+# One config of each toolbox also goes through the tools that draw.
 DRAWN = (
     'datpp-tiny_32xb128_in1k',
     'mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco',
@@ -69,7 +69,7 @@ MULTI_SCALE = [
         *('1.1.crop_size=(48,72)', '1.2.scales=[(80,128),(96,128)]'),
     )
 ]
-# Few regions, and boxes although the model has hardly learned.
+# These give few regions, and some boxes although the model has hardly learned.
 ONE_STAGE = ['model.test_cfg.score_thr=0.0', 'model.test_cfg.max_per_img=8']
 TWO_STAGES = [
     *('model.test_cfg.rcnn.score_thr=0.0', 'model.test_cfg.rcnn.max_per_img=8'),
@@ -108,7 +108,7 @@ def run(tool, *arguments):
 
 
 def logged(work_dir):
-    """[{step: loss}, {step: metrics}] of a run."""
+    """The losses and the metrics of a run: {step: loss} and {step: metrics}."""
     losses, metrics = {}, {}
     for path in work_dir.glob('*/vis_data/scalars.json'):
         for line in path.read_text().splitlines():
@@ -132,7 +132,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def work_dir(tmp_path):
-    """Without what is left in it, which is large."""
+    """A folder for a run, removed after the test because its files are large."""
     yield tmp_path / 'work'
     shutil.rmtree(tmp_path, ignore_errors=True)
 
@@ -141,7 +141,7 @@ def work_dir(tmp_path):
 def test_real_configs_run_end_to_end(leaf, data, work_dir, monkeypatch):
     monkeypatch.setenv('DAT_MM_DATA', str(data))
     # laying out the config for the log would take a third of the time
-    for module in ('mmengine.config.config', 'yapf.yapflib.yapf_api'):  # OneDL's imports it late
+    for module in ('mmengine.config.config', 'yapf.yapflib.yapf_api'):  # mmengine of OneDL imports it late
         monkeypatch.setattr(f'{module}.FormatCode', lambda text, **_: (text, False), raising=False)
     config = LEAVES[leaf]
     folder = config.relative_to(CONFIGS).parts[0]

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Imports point one way; no toolbox is imported at module level, and triton with the kernels alone."""
+"""Imports point one way. No toolbox is imported at module level, and only files of kernels import triton."""
 
 import ast
 from pathlib import Path
@@ -31,7 +31,7 @@ def part_of(path):
 
 
 def imports(path, everywhere=False):
-    """Absolute names of what a file imports, at module level or everywhere."""
+    """The absolute names of what a file imports, at module level or everywhere."""
     tree = ast.parse(path.read_text())
     package = ('dat_mm', *path.relative_to(PACKAGE).parts[:-1])
     todo = list(tree.body)

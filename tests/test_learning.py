@@ -2,9 +2,9 @@
 """The shipped configs learn: a short training on easy Shapes passes a bar that frozen random weights miss.
 
 Classifier and detector are tested on scenes they have not seen. A segmentor takes ten minutes until it tells shapes in
-new scenes from the background; in a minute it learns those it is shown.
+new scenes from the background. So it is tested on the scenes it is shown, which it learns in a minute.
 
-`python tests/test_learning.py` prints what the bars were set by: the metric with the backbone trained and frozen.
+`python tests/test_learning.py` prints the metrics with the backbone trained and frozen. The bars were set by these.
 """
 
 import sys

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What people get from a wheel, a source archive and an editable install. Builds offline, from a copy."""
+"""What people get from a wheel, a source archive and an editable install. All are built offline, from a copy."""
 
 import os
 import re
@@ -21,7 +21,7 @@ MIM = ('configs', 'tools', 'model-index.yml')
 
 
 def files_of(tree, name):
-    """Files below tree/name, or the file itself; none where a folder is missing."""
+    """The files below tree/name, or the file itself. There are none where a folder is missing."""
     top = tree / name
     found = [top] if top.is_file() else [path for path in top.rglob('*') if path.is_file()]
     return {path.relative_to(tree).as_posix() for path in found if '__pycache__' not in path.parts}
@@ -29,7 +29,10 @@ def files_of(tree, name):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    """(source tree, names in wheel, names in archive, metadata), of a copy plus a config and a tool."""
+    """The source tree, the names in the wheel and in the archive, and the metadata.
+
+    The tree is a copy of this one, with one more config and one more tool.
+    """
     tree = tmp_path_factory.mktemp('tree') / 'repository'
     skip = shutil.ignore_patterns(
         '.git', '.venv*', 'build', 'dist', '*.egg-info', '.mim', '.*_cache', 'work_dirs', 'data'
@@ -45,7 +48,7 @@ def built(tmp_path_factory):
         '--no-isolation',
         '--outdir',
         'dist',
-    ]  # archive, then wheel from it
+    ]  # the archive, then the wheel from it
     result = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     with tarfile.open(next((tree / 'dist').glob('*.tar.gz'))) as archive:
@@ -118,7 +121,10 @@ def test_editable_install_carries_mim():
 
 @pytest.mark.slow
 def test_mim_trains_from_the_wheel(built, tmp_path):
-    """`mim train dat_mm CONFIG` far from the clone; without openmim, what it does: find the file, start the script."""
+    """`mim train dat_mm CONFIG` works far from the clone.
+
+    Where openmim is missing, the test does what it would do: find the file and start the script.
+    """
     pytest.importorskip('mmpretrain')
     site, name = tmp_path / 'site', 'datpp-nano_1xb32_shapes.py'
     with zipfile.ZipFile(next((built[0] / 'dist').glob('*.whl'))) as wheel:
@@ -143,7 +149,7 @@ def test_mim_trains_from_the_wheel(built, tmp_path):
 
 
 def test_tests_are_not_importable():
-    """Other packages install a top-level `tests`; ours must neither be taken for it nor replace it."""
+    """Other packages install a top-level `tests`. Ours must neither be taken for theirs nor replace it."""
     assert not (ROOT / 'tests' / '__init__.py').exists()
     find = 'from importlib.util import find_spec; print(find_spec("tests"))'
     found = subprocess.check_output([sys.executable, '-c', find], cwd='/', text=True)

@@ -1,5 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Set-up's compiler with a precompiled header: the objects are the plain ones, or the plain way is taken and told."""
+"""The compiler of set-up, with a precompiled header, makes the same objects as the plain compiler.
+
+Where the header cannot be used, the plain compiler runs, and a line says so.
+"""
 
 import json
 import os
@@ -38,7 +41,7 @@ class Build:
         return subprocess.run(['c++', *call], cwd=self.folder, env=self.environment, capture_output=True, text=True)
 
     def compile(self, *options, to='file.o'):
-        """Compile the file as torch's build does; -H prints `! NAME` where a precompiled header is read."""
+        """Compiles the file as torch's build does. -H prints `! NAME` where a precompiled header is read."""
         return self.run('-MMD', '-MF', f'{to}.d', '-H', '-Iinclude', '-c', 'file.cpp', '-o', to, *options)
 
     def used_header(self, result):
@@ -56,7 +59,7 @@ def write_program(path, text):
 def test_every_file_starts_from_one_header(tmp_path):
     build = Build(tmp_path, CXX='g++')
     assert build.refused is None
-    assert build.used_header(build.compile('-O2'))  # the file that made it, too
+    assert build.used_header(build.compile('-O2'))  # the first file makes the header and uses it too
     assert build.used_header(build.compile('-O2', to='again.o'))
     names = subprocess.run(['nm', '-C', tmp_path / 'again.o'], capture_output=True, text=True).stdout
     assert 'T two()' in names
@@ -117,7 +120,7 @@ def test_only_a_compilation_of_one_file_has_options(call, options):
 
 @needs_gxx
 def test_other_calls_reach_the_compiler_as_they_are(tmp_path):
-    """With the status of the compiler, and without its own folder on the PATH."""
+    """They end with the status of the compiler, and see a PATH without the folder of set-up's compiler."""
     compiler = write_program(
         tmp_path / 'compiler', 'case "$*" in *-dM*) exec g++ "$@";; esac; echo "$PATH"; printf "<%s>" "$@"; exit 3'
     )
@@ -130,7 +133,7 @@ def test_other_calls_reach_the_compiler_as_they_are(tmp_path):
 @needs_gxx
 @pytest.mark.parametrize('call', ['*c++-header*', '*-include*'], ids=['making the header', 'reading it'])
 def test_a_failing_header_costs_a_line_and_no_more(tmp_path, call):
-    """The first stands for a disk that is full, the second for a g++ that cannot map the header where it must."""
+    """The first case is as on a full disk, the second as with a g++ that cannot map the header where it must."""
     compiler = write_program(
         tmp_path / 'compiler', f'case "$*" in {call}) echo no room >&2; exit 1;; esac; exec g++ "$@"'
     )
@@ -152,7 +155,7 @@ def test_an_error_in_a_file_reads_as_ever(tmp_path):
 
 
 class Setup:
-    """install.py's second process with a Python that answers for torch and pip, run in folders of a test."""
+    """The second process of install.py, in a test's folders, with a Python that answers in place of torch and pip."""
 
     def __init__(self, folder, pip):
         self.temporary, self.cache = folder / 'temporary', folder / 'cache'
@@ -197,7 +200,7 @@ def test_lines_about_the_header_are_passed_on(tmp_path):
 @needs_gxx
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_stopped_build_leaves_nothing_behind(tmp_path, number):
-    """No file but the log, and no process: the pipe of the one that waits has an end."""
+    """No file is left but the log, and no process, since the pipe that the process held open has ended."""
     pipe = tmp_path / 'pipe'
     os.mkfifo(pipe)
     setup = Setup(

@@ -15,7 +15,7 @@ DIMS = [32, 64, 128, 192]
 
 
 def build(stem, arch, **options):
-    """The model of a config, its backbone replaced by a nano one and its heads fitted to it."""
+    """The model of a config, with a nano backbone in place of its own and with heads that fit it."""
     config = Config.fromfile(CONFIGS / f'{stem}.py')
     init_default_scope(config.default_scope)
     from mmengine.registry import MODELS
@@ -23,7 +23,7 @@ def build(stem, arch, **options):
     model = config.model
     model.backbone.update(arch=arch, init_cfg=None, drop_path_rate=0.1)
     if 'neck' in model and 'in_channels' in model.neck:
-        wide = model.neck.in_channels  # RetinaNet's leaves out the first stage
+        wide = model.neck.in_channels  # the neck of RetinaNet leaves out the first stage
         model.neck.in_channels = DIMS[-len(wide) :]
     if 'decode_head' in model:
         if 'neck' not in model:
@@ -32,7 +32,7 @@ def build(stem, arch, **options):
             model.auxiliary_head.in_channels = DIMS[2]
     if model.type == 'ImageClassifier':
         model.head.in_channels = DIMS[-1]
-    if 'roi_head' in model:  # few regions: their heads would take most of the time
+    if 'roi_head' in model:  # few regions, because their heads would take most of the time
         for stage in model.train_cfg.rcnn if isinstance(model.train_cfg.rcnn, list) else [model.train_cfg.rcnn]:
             stage.sampler.num = 16
         model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 16

@@ -28,7 +28,7 @@ class Bomb:
 
 @pytest.fixture
 def yacs_config(monkeypatch):
-    """A CfgNode as yacs makes it: a dict with attributes, pickled under yacs.config."""
+    """A CfgNode as yacs makes it, which is a dict with attributes that is pickled under yacs.config."""
     module = types.ModuleType('yacs.config')
 
     class CfgNode(dict):
@@ -104,7 +104,7 @@ def test_callables_are_refused(tmp_path, name):
 
 
 def test_checkpoints_of_a_training_are_read(tmp_path):
-    """mmengine keeps the log beside the weights, whose pickle names getattr; nothing of it is called."""
+    """mmengine keeps the log beside the weights, and the pickle of the log names getattr. Nothing of it is called."""
     from mmengine.logging import HistoryBuffer
 
     log = HistoryBuffer()

@@ -1,9 +1,9 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The kinds of attention: from the letter in a StageSpec to the class.
+"""The kinds of attention: a letter in a StageSpec stands for a class.
 
-A kind of your own is a module that maps (B, H, W, C) to the same, under @register_attention('A', 'what it does'), with
-a classmethod from_spec(spec, site) that builds it for a StageSpec and a Site, both in arch.py. Then its letter is taken
-wherever the built-in ones are. In a config, custom_imports names the file.
+A kind of your own is a module that maps (B, H, W, C) to the same, under @register_attention('A', 'what it does'). Its
+classmethod from_spec(spec, site) builds it for a StageSpec and a Site, which are in arch.py. Its letter can then be
+used wherever the built-in ones can. In a config, custom_imports names the file.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,10 @@ ATTENTION = {
 
 
 def register_attention(letter: str, what: str) -> Callable:
-    """A decorator that makes a class the kind of attention of a letter; `what` tells in a few words what it does."""
+    """A decorator that makes a class the kind of attention of a letter.
+
+    `what` says in a few words what the class does.
+    """
     if len(letter) != 1:
         raise ValueError(f'kind {letter!r} has {len(letter)} letters: a kind is one letter')
 

@@ -7,9 +7,9 @@ from ..ops.backends import check_backend
 
 
 class set_backend:
-    """Names the backend of all ops of a model: at once, and with `with` for a while.
+    """Sets the backend of all ops of a model, for good or, in a `with` statement, for a while.
 
-    An op without a backend of that name goes on choosing for itself. A module takes part by having `backend`.
+    An op without a backend of that name goes on choosing for itself. Every module with an attribute `backend` is set.
 
         set_backend(model, 'reference')              # from now on
         with set_backend(model, 'reference'): ...    # each module has its own backend again afterwards

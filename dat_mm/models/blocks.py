@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Blocks and stages, from their StageSpec."""
+"""Blocks and stages, built from a StageSpec."""
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,13 +24,13 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def add_mixer(self, kind: str, spec: StageSpec, site: Site, drop_path: float) -> None:
-        """Adds the layers of `mix`."""
+        """Adds the layers that `mix` needs."""
         self.norm1 = nn.LayerNorm(spec.dim)
         self.attn = ATTENTION[kind].from_spec(spec, site)
         self.drop_path1 = DropPath(drop_path)
 
     def mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the MLP is added to, and what it gets."""
+        """The map that the output of the MLP is added to, and the map that the MLP gets."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x, x
 
@@ -53,7 +53,10 @@ class ConvBlock(Block):
 
 
 class Stage(nn.Module):
-    """The blocks of a stage; with_cp recomputes each in the backward pass instead of keeping its activations."""
+    """The blocks of a stage, one after the other.
+
+    With with_cp, each is computed again in the backward pass instead of keeping its activations.
+    """
 
     def __init__(
         self, spec: StageSpec, generation: Generation, site: Site, *, drop_path: list[float], with_cp: bool = False
@@ -68,7 +71,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             if self.with_cp and self.training:
-                x = checkpoint(block, x, use_reentrant=False)  # re-entrant ones break under DDP
+                x = checkpoint(block, x, use_reentrant=False)  # a re-entrant checkpoint breaks under DDP
             else:
                 x = block(x)
         return x

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The backbone: a stem, stages with downsampling between them, a norm on each output."""
+"""The backbone: a stem, stages with downsampling between them, and a norm on each output."""
 
 from collections.abc import Sequence
 
@@ -27,19 +27,19 @@ def _pair(size) -> tuple[int, int]:
 class DAT(BaseModule):
     """DAT, DAT+ or DAT++.
 
-    Maps (B, C, H, W) of any size to a tuple of (B, C_i, ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32, one for each of
-    ``out_indices``, each through a norm of its own.
+    It maps images (B, C, H, W) of any size to a tuple with one map for each of ``out_indices``. The map of stage i is
+    (B, C_i, ceil(H / s), ceil(W / s)) with s = 4, 8, 16, 32 by stage. Each goes through a norm of its own.
 
     Args:
         arch: a name (see ``dat_mm.ARCHS``), or a list of StageSpecs or of dicts of their fields.
         img_size: the training resolution, a number or (height, width): it sets the size of the bias tables.
-        generation: 'dat', 'datp' or 'datpp'; None is that of the name, and 'datpp' for a list.
-        drop_path_rate: of the last block, growing from 0 at the first; None is the arch's.
+        generation: 'dat', 'datp' or 'datpp'. None is that of the name, and 'datpp' for a list.
+        drop_path_rate: the rate of the last block. Rates grow from 0 at the first. None is that of the arch.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         with_cp: recompute activations in the backward pass.
-        backend: a name from ops/backends.py; ops without a backend of that name use 'auto'.
-        stage_fields: fields of StageSpec (kinds, window_size, groups, position_bias, ...), each one value for all
-            stages or a list with one for each; None keeps what the arch says. Any other name is an error.
+        backend: a name from ops/backends.py. Ops without a backend of that name use 'auto'.
+        stage_fields: fields of StageSpec (kinds, window_size, groups, position_bias, ...). Each is one value for all
+            stages, or a list with one for each. None keeps what the arch says. Any other name is an error.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class DAT(BaseModule):
     def init_weights(self):
         """Loads the checkpoint of ``init_cfg=dict(type='Pretrained', checkpoint=...)``, whatever its layout.
 
-        With checkpoint=None, the place where a config's user names one, training starts from scratch.
+        With checkpoint=None, training starts from scratch. Configs say so, for their user to put a file in its place.
         """
         if not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
             super().init_weights()
@@ -142,9 +142,10 @@ class DAT(BaseModule):
         return tuple(outputs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """For layer-wise decay: which layer a parameter is of, and how many there are.
+        """The layer that a parameter belongs to and the number of layers, for layer-wise decay of the learning rate.
 
-        The stem is layer 0, then each block; a downsampling goes with the next block; the rest is the last layer.
+        The stem is layer 0, and each block is a layer. A downsampling belongs to the next block. All the rest belongs
+        to the last layer.
         """
         depths = [len(stage.blocks) for stage in self.stages]
         last = sum(depths) + 1

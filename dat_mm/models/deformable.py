@@ -19,14 +19,14 @@ from .position_bias import POSITION_BIAS, CoordinateLinear
 
 
 class CoordinateNorm(nn.LayerNorm):
-    """A norm in the dtype of its input, whatever that of its weights, since coordinates come from it."""
+    """A norm that computes in the dtype of its input and not of its weights, since coordinates come from it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class OffsetNetwork(nn.Module):
-    """Offsets from the queries, one network for all groups: (B, H, W, G c) to (B, G, Hk, Wk, 2)."""
+    """The network that makes offsets (B, G, Hk, Wk, 2) from queries (B, H, W, G c), the same for all groups."""
 
     def __init__(self, dim: int, kernel_size: int, stride: int, padding: int):
         super().__init__()
@@ -41,7 +41,7 @@ class OffsetNetwork(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         k, p, dim = self.conv.kernel_size[0], self.conv.padding[0], self.conv.in_channels
-        if p < k // 2:  # without padding, a map smaller than the kernel gets zeros: one key
+        if p < k // 2:  # without padding, a map smaller than the kernel gets zeros and has one key
             q = pad_to_least(q, k)
         B = q.shape[0]
         x = contiguous(q.unflatten(-1, (-1, dim)).movedim(3, 1)).flatten(0, 1)  # (B G, H, W, c)
@@ -52,20 +52,20 @@ class OffsetNetwork(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Deformable multi-head attention of a channels-last map: (B, H, W, C) to the same.
+    """Deformable multi-head attention of a channels-last map. It maps (B, H, W, C) to the same.
 
     Args:
-        map_size: (H, W) at the training resolution, a number if square. It sets the size of the bias table; maps of
+        map_size: (H, W) at the training resolution, a number if square. It sets the size of the bias table. Maps of
             any other size work too.
-        groups: sets of points; the heads of a group share one.
+        groups: how many sets of points there are. The heads of a group share one.
         key_stride: queries per key along an axis.
-        range_factor: how many cells of the key map offsets reach; any distance if negative.
-        offsets: False keeps the points on the grid in 'dat'. In 'datpp' it averages the map over the key stride:
-            there are no points then, and no position bias.
+        range_factor: how many cells of the key map offsets can reach. Negative is any distance.
+        offsets: False keeps the points on the grid in 'dat'. In 'datpp' it averages the map over the key stride,
+            without points and without a position bias.
         position_bias: 'relative' (an interpolated table), 'depthwise' (a convolution of the queries), 'fixed' (a table
             by query and key), 'log' (an MLP of the displacement), 'none', or a form that was registered.
         convention: 'datpp' or 'dat', the coordinates of ops/grid.py.
-        backend: a name from ops/backends.py; ops without a backend of that name use 'auto'.
+        backend: a name from ops/backends.py. Ops without a backend of that name use 'auto'.
     """
 
     backend = 'auto'
@@ -103,7 +103,7 @@ class DeformableAttention(nn.Module):
         self.offsets = offsets
         self.convention = convention
         self.attn_drop = attn_drop
-        self.pooled = not offsets and convention == 'datpp'  # keys by averaging: no points, no bias
+        self.pooled = not offsets and convention == 'datpp'  # keys are averages, without points and bias
         if self.pooled and position_bias != 'none':
             warnings.warn(
                 f"position_bias={position_bias!r} is not used: offsets=False with 'datpp' averages the keys, and they "
@@ -149,7 +149,7 @@ class DeformableAttention(nn.Module):
         )
 
     def place_keys(self, q: Tensor) -> Tensor:
-        """Where the keys are sampled, from the projected queries (B, H, W, C): (B, G, Hk, Wk, 2) in float32."""
+        """The points (B, G, Hk, Wk, 2) of the keys, in float32, for the projected queries (B, H, W, C)."""
         if self.offsets:
             return grid.move(self.offset_net(q), self.convention, self.range_factor)
         height, width = self.offset_net.key_map_size(*q.shape[1:3])
@@ -157,7 +157,7 @@ class DeformableAttention(nn.Module):
         return points.expand(q.shape[0], self.groups, -1, -1, -1)
 
     def points(self, x: Tensor) -> Tensor:
-        """Where the keys of a map (B, H, W, C) are sampled: (B, G, Hk, Wk, 2), (y, x)."""
+        """The points (B, G, Hk, Wk, 2), as (y, x), where the keys of a map (B, H, W, C) are sampled."""
         return self.place_keys(self.proj_q(x))
 
     def sample_keys(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The parts around the attention. Feature maps are channels last, (B, H, W, C), from the stem to the output norms."""
+"""The layers around the attention. Maps are channels last, (B, H, W, C), from the stem to the output norms."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,12 @@ from ..ops.layout import pad_to_multiple
 
 
 def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution of a channels-last map; neither permutation copies."""
+    """A convolution of a channels-last map. Its permutations copy nothing."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Projection(nn.Linear):
-    """A linear layer of a map, with GELU after it if asked."""
+    """A linear layer of a map, followed by GELU if the activation says so."""
 
     backend = 'auto'
 
@@ -55,7 +55,7 @@ _PLAIN = (Projection, nn.Conv2d, nn.Dropout)
 def are_plain(*layers: nn.Module) -> bool:
     """Whether calling these layers does what their weights say and no more.
 
-    It does not where somebody watches a layer by a hook, has put another one in its place, or where dropout is at work.
+    It does more where somebody watches a layer by a hook or has put another in its place, and where dropout is at work.
     """
     if any(getattr(torch_module, f'_global{hooks}') for hooks in _HOOKS):
         return False
@@ -70,7 +70,7 @@ def are_plain(*layers: nn.Module) -> bool:
 class MLP(nn.Module):
     """Two linear layers with GELU between them, on each pixel.
 
-    They are one op as long as nobody looks inside; else each layer is called, once, with the whole map.
+    They are one op as long as nobody looks inside. Otherwise each layer is called once, with the whole map.
     """
 
     backend = 'auto'
@@ -89,11 +89,11 @@ class MLP(nn.Module):
         return ops.feed_forward(x, *weights, **self.between(), backend=for_op(self.backend, FEED_FORWARD))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the second linear layer gets."""
+        """The map that the second linear layer gets."""
         return self.drop1(self.linear1(x))
 
     def between(self) -> dict:
-        """What the op is given beside the two linear layers."""
+        """The arguments of the op beside the two linear layers."""
         return {}
 
 
@@ -113,7 +113,7 @@ class ConvMLP(MLP):
 
 
 class PatchConv(nn.Module):
-    """Non-overlapping patches to tokens, then a norm: the stem (with bias) and the downsampling of 'dat'."""
+    """A convolution of patches that do not overlap, then a norm: the stem (with bias) and the downsampling of 'dat'."""
 
     def __init__(self, in_dim: int, dim: int, size: int, bias: bool):
         super().__init__()

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Attention that stays near: in windows and in neighborhoods. Both map (B, H, W, C) to the same."""
+"""Attention to near pixels, in windows and in neighborhoods. Each class maps (B, H, W, C) to the same."""
 
 import math
 
@@ -25,7 +25,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window_size = window_size
-        self.shift = (window_size + 1) // 2 if shifted else 0  # 4 of 7, not Swin's 3
+        self.shift = (window_size + 1) // 2 if shifted else 0  # 4 for windows of 7, where Swin has 3
         self.attn_drop = attn_drop
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
         return cls(spec.dim, spec.heads, window_size=spec.window_size, **drops)
 
     def resized(self, name: str, value: Tensor) -> Tensor:
-        """The bias table ((2w-1)^2, M) of another size of windows as it is for this one."""
+        """A bias table ((2w-1)^2, M) for windows of another size, resized to the windows here."""
         if value.ndim != 2 or value.shape[1] != self.heads:
             return value
         old, new = math.isqrt(value.shape[0]), 2 * self.window_size - 1

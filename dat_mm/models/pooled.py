@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Attention of all pixels to the whole map, or to a smaller one. Both map (B, H, W, C) to the same."""
+"""Attention of all pixels to the whole map, or to a smaller one. Each class maps (B, H, W, C) to the same."""
 
 import warnings
 

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The position biases of deformable attention: a class a form, with its parameters, its bias and its resizing.
+"""The position biases of deformable attention. Each form is a class with its parameters, its bias and its resizing.
 
-A form of your own is a subclass of PositionBias under @register_position_bias('name'); then position_bias='name' is
-taken wherever the built-in names are.
+A form of your own is a subclass of PositionBias under @register_position_bias('name', 'what it adds'). Then
+position_bias='name' can be used wherever the built-in names can.
 """
 
 import math
@@ -19,7 +19,7 @@ from .layers import conv_last
 
 
 class Bias(NamedTuple):
-    """What a form adds, in up to three places."""
+    """The bias that a form adds, in up to three places."""
 
     table: Tensor | None = None  # (M, 2T_h-1, 2T_w-1): the op interpolates it at each displacement of query from key
     logits: Tensor | None = None  # broadcasts to (B, M, Q, K), added to the logits
@@ -29,7 +29,7 @@ class Bias(NamedTuple):
 class PositionBias(nn.Module):
     """The base of all forms: it knows where it stands and adds nothing.
 
-    map_size, key_map_size: (H, W) of the queries and of the keys at the training resolution.
+    map_size and key_map_size are (H, W) of the queries and of the keys at the training resolution.
     """
 
     def __init__(self, *, dim: int, heads: int, groups: int, map_size, key_map_size, convention: str):
@@ -42,22 +42,22 @@ class PositionBias(nn.Module):
         self.convention = convention
 
     def forward(self, q: Tensor, points: Tensor, key_map_size) -> Bias:
-        """The bias for queries q (B, H, W, C) and keys at points (B, G, K, 2), a map of key_map_size."""
+        """The bias for queries q (B, H, W, C) and keys at points (B, G, K, 2), which are a map of key_map_size."""
         return Bias()
 
     def resized(self, name: str, value: Tensor) -> Tensor:
-        """A parameter of another resolution as it is at this one; any other value comes back as it is."""
+        """A parameter of another resolution, resized to this one. Any other value comes back as it is."""
         return value
 
 
 def bicubic(table: Tensor, size) -> Tensor:
-    """A table (M, h, w) in another size."""
+    """A table (M, h, w), resized."""
     resized = F.interpolate(table[None].float(), size=tuple(size), mode='bicubic', align_corners=False)
     return resized[0].to(table.dtype)
 
 
 class NoPositionBias(PositionBias):
-    """No bias: the attention knows positions by its points alone."""
+    """No bias. The attention knows positions by its points alone."""
 
 
 class RelativeTable(PositionBias):
@@ -92,7 +92,10 @@ class FixedTable(PositionBias):
         return Bias(logits=self._resize(self.table, old, new))
 
     def resized(self, name: str, value: Tensor) -> Tensor:
-        """As it would be resized at run time; the file does not say of which map it is, so that has to be square."""
+        """The table of a file, resized as it would be at run time.
+
+        A file does not say which maps its table is for, so these have to be square.
+        """
         if value.ndim != 3 or len(value) != self.heads:
             return value
         sides = [math.isqrt(n) for n in value.shape[1:]]
@@ -104,7 +107,7 @@ class FixedTable(PositionBias):
 
     @staticmethod
     def _resize(table: Tensor, old, new) -> Tensor:
-        """(M, Q, K) from maps of the old sizes, of queries and of keys, to maps of the new sizes."""
+        """A table (M, Q, K), resized from the old sizes of the maps of queries and of keys to the new ones."""
         for before, after in zip(old[::-1], new[::-1], strict=True):  # the axis that is resized comes last
             if tuple(before) != tuple(after):
                 maps = table.unflatten(-1, before)
@@ -125,7 +128,7 @@ class DepthwiseConv(PositionBias):
 
 
 class CoordinateLinear(nn.Linear):
-    """A linear layer in the dtype of its input, whatever that of its weights, since it works on coordinates."""
+    """A linear layer that computes in the dtype of its input and not of its weights, since it is for coordinates."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
@@ -158,7 +161,10 @@ POSITION_BIAS = {
 
 
 def register_position_bias(name: str, what: str) -> Callable:
-    """A decorator that makes a subclass of PositionBias the form of a name; `what` tells shortly what it adds."""
+    """A decorator that makes a subclass of PositionBias the form of a name.
+
+    `what` says in a few words what the form adds.
+    """
 
     def register(form: type[PositionBias]) -> type[PositionBias]:
         add_to_table(POSITION_BIASES, name, what, 'position bias')

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Pretrained weights into a backbone, from whatever file they come in, and never silently not."""
+"""Loads pretrained weights into a backbone, whatever file they come in. What is not loaded is said or raised."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from torch import nn
 from ..convert import convert, is_official, rename_old_keys
 from ..weights import read_state_dict
 
-_OUTPUT_NORM = re.compile(r'norm\d+\.')  # which of them there are depends on out_indices, here and in the file
+_OUTPUT_NORM = re.compile(r'norm\d+\.')  # out_indices decides which of these a model or a file has
 
 
 def _some(names, n=3):
@@ -19,9 +19,10 @@ def _some(names, n=3):
 
 
 def fit_tables(model: nn.Module, state_dict: dict, prefix: str = '') -> None:
-    """Makes a state dict, in place, one of this model: keys of earlier versions, bias tables of other resolutions.
+    """Changes a state dict in place so that it fits the model.
 
-    A module with such tables has a method resized(name, value).
+    Keys of earlier versions are renamed. Bias tables of other resolutions are resized, each by the method
+    resized(name, value) of its module.
     """
     rename_old_keys(state_dict, prefix)
     for name, module in model.named_modules():
@@ -42,10 +43,11 @@ def load_pretrained(
 ) -> None:
     """Loads an official file, a converted one or one of a classifier, detector or segmentor into a backbone.
 
-    Bias tables are resized to the model's resolution. Raises, with the counts, where a parameter of the model is not in
-    the file with its shape, or one of the file has no place in the model; the norms of outputs may differ. With
-    strict=False it loads what fits, and raises where nothing does. map_location is taken for mmengine's sake: weights
-    are read on the CPU and copied to where the model is.
+    Bias tables are resized to the model's resolution. An error with the counts is raised where a tensor of the model is
+    not in the file with its shape, or where one of the file has no place in the model. The norms of outputs may differ.
+    With strict=False, what fits is loaded, and an error is raised only where nothing does.
+    map_location changes nothing and is there because mmengine passes it. Weights are read on the CPU and copied to
+    where the model is.
     """
     state_dict = read_state_dict(checkpoint)
     if is_official(state_dict):

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What the models compute, as functions of tensors. They need torch and nothing else.
+"""The operations of the models, as functions of tensors. They need torch and nothing else.
 
-Deformable attention, neighborhood attention and the sampling of features are meant for other models too; attention in
-windows, linear layers and the feed-forward part of a block are here because what makes them fast is.
+Deformable attention, neighborhood attention and the sampling of features are meant for other models too. Attention in
+windows, linear layers and the feed-forward part of a block are here because all code for speed is.
 
 B batch, G groups, M heads, D head width, H x W the map, K keys.
 """
@@ -42,10 +42,11 @@ def deformable_attention(
 ) -> Tensor:
     """Attention of a map of queries to keys at image-dependent points, with an interpolated position bias.
 
-    q (B, M, H, W, D); k and v (B, M, K, D); points (B, G, K, 2), (y, x) in [-1, 1] or beyond, shared by the M/G heads
-    of a group; table (M, 2T_h-1, 2T_w-1) or None: sampled at (query position - point) / 2, zero outside; bias, added to
-    the logits, broadcasts to (B, M, H W, K); convention: 'dat' or 'datpp', where the queries are (see ops/grid.py).
-    Returns (B, M, H, W, D).
+    q is (B, M, H, W, D), and so is the result. k and v are (B, M, K, D).
+    points (B, G, K, 2) are (y, x), in [-1, 1] or beyond. The M/G heads of a group share them.
+    table (M, 2T_h-1, 2T_w-1), or None, is sampled at (query position - point) / 2. Outside, it counts as zero.
+    bias, or None, is added to the logits and broadcasts to (B, M, H W, K).
+    convention, 'dat' or 'datpp', says where the queries are (see ops/grid.py).
     """
     grid.check_convention(convention)
     _check(((q.ndim == 5, f'q has shape {tuple(q.shape)}, not (B, M, H, W, D)'),))
@@ -88,10 +89,11 @@ def neighborhood_attention(
     dropout: float = 0.0,
     backend: str = 'auto',
 ) -> Tensor:
-    """Attention of each pixel to the kernel_size x kernel_size pixels around it, moved inside at the borders.
+    """Attention of each pixel to a square of kernel_size x kernel_size pixels around it.
 
-    q, k, v (B, M, H, W, D), H and W at least kernel_size; table (M, 2 kernel_size - 1, 2 kernel_size - 1), indexed by
-    the displacement of the key from the query, or None. Returns (B, M, H, W, D).
+    At a border the square is moved inside the map. q, k, v and the result are (B, M, H, W, D), with H and W at least
+    kernel_size. table (M, 2 kernel_size - 1, 2 kernel_size - 1), or None, is indexed by the displacement of the key
+    from the query.
     """
     _check(((q.ndim == 5, f'q has shape {tuple(q.shape)}, not (B, M, H, W, D)'),))
     B, M, H, W, D = q.shape
@@ -117,9 +119,10 @@ def neighborhood_attention(
 
 
 def sample_features(x: Tensor, points: Tensor, *, backend: str = 'auto') -> Tensor:
-    """Bilinear samples of x (B, H, W, C) at points (B, G, Hk, Wk, 2), C/G channels a group: (B, Hk, Wk, C).
+    """Bilinear samples (B, Hk, Wk, C) of x (B, H, W, C) at points (B, G, Hk, Wk, 2).
 
-    Points are (y, x); -1 and 1 are the centres of the outermost pixels, and beyond is zero.
+    Each of the G groups of points samples C/G channels. Points are (y, x), with the centres of the outermost pixels at
+    -1 and 1. Beyond these pixels, x counts as zero.
     """
     _check(((x.ndim == 4, f'x has shape {tuple(x.shape)}, not (B, H, W, C)'),))
     _check(
@@ -149,8 +152,8 @@ def window_attention(
 ) -> Tensor:
     """Attention within each window, with a bias by query and key and a mask by window, both added to the logits.
 
-    q, k, v (B, rows, columns, M, N, D) with N pixels a window; bias (M, N, N); mask (rows, columns, N, N) or None.
-    Returns (B, rows, columns, M, N, D).
+    q, k, v and the result are (B, rows, columns, M, N, D), with N pixels in a window. bias is (M, N, N), and mask is
+    (rows, columns, N, N) or None.
     """
     _check(((q.ndim == 6, f'q has shape {tuple(q.shape)}, not (B, rows, columns, M, N, D)'),))
     _, rows, columns, M, N, _ = q.shape
@@ -175,7 +178,7 @@ def window_attention(
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = 'none', backend: str = 'auto'
 ) -> Tensor:
-    """x (..., C) times weight (C_out, C), plus a bias (C_out,), through an activation: 'none' or 'gelu'."""
+    """A linear layer and an activation: x (..., C), weight (C_out, C), bias (C_out,), activation 'none' or 'gelu'."""
     known = reference.ACTIVATIONS
     _check(((activation in known, f'activation={activation!r} is not one of {", ".join(known)}'),))
     call = dict(x=x, weight=weight, bias=bias, activation=activation)
@@ -193,9 +196,9 @@ def feed_forward(
     conv_bias: Tensor | None = None,
     backend: str = 'auto',
 ) -> Tensor:
-    """A linear layer, GELU and a second linear layer on each pixel of x (B, H, W, C).
+    """A linear layer, GELU and a second linear layer, on each pixel of x (B, H, W, C).
 
-    With conv_weight (C_hidden, 1, n, n), n odd, a depthwise convolution of the hidden map is added to it before GELU.
+    With conv_weight (C_hidden, 1, n, n), n odd, the hidden map is added to its depthwise convolution before GELU.
     """
     _check(((x.ndim == 4, f'x has shape {tuple(x.shape)}, not (B, H, W, C)'),))
     call = dict(

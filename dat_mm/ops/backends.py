@@ -1,11 +1,11 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Which implementations of an op there are, and which one runs.
 
-A named backend runs or raises its reason. 'auto' is the first of the table, fastest first, that can take the call and
-is faster at its size than those below it. The reference, at the end of each table, takes every call.
+A backend that is named runs, or raises the reason why it cannot. 'auto' takes the first of the table that can take the
+call and is faster at its size than those below it. The reference, at the end of each table, takes every call.
 
-To add a backend: write its file, with functions of the three signatures below, and its line in the table of the op.
-All three are given the arguments of the op by name, whatever the op itself fills in included.
+To add a backend, write its file and its line in the table of the op. The file has the function that runs the op and,
+where needed, the two rules of Backend. All three are given every argument of the op by name, defaults filled in.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Backend(NamedTuple):
 
 
 def _of(module, op: str, *rules: str) -> Backend:
-    """The function of a module that is named as the op, and those of its rules that the module has."""
+    """The backend of a module: the function that is named as the op, and the module's functions for these rules."""
     return Backend(getattr(module, op), **{rule: getattr(module, rule) for rule in rules})
 
 
@@ -70,19 +70,19 @@ TABLES = (DEFORMABLE, NEIGHBORHOOD, SAMPLING, WINDOW, LINEAR, FEED_FORWARD)
 
 
 def check_backend(backend: str) -> None:
-    """Raises unless some op has a backend of this name."""
+    """Raises an error unless some op has a backend of this name."""
     known = dict.fromkeys(['auto', *(name for table in TABLES for name in table)])
     if backend not in known:
         raise ValueError(f'backend={backend!r} is unknown: there are {", ".join(known)}')
 
 
 def for_op(backend: str, table: dict) -> str:
-    """The backend of one op in a model that names a backend: an op that has none of that name chooses for itself."""
+    """The backend that a model names, or 'auto' for an op that has none of that name."""
     return backend if backend in table else 'auto'
 
 
 def choose(table: dict[str, Backend], backend: str, call: dict) -> Callable:
-    """The function that runs this call."""
+    """The function that runs this call, of the backend that is named or of the one that 'auto' takes."""
     if backend == 'auto':
         return next(b.run for b in table.values() if b.why_not(**call) is None and b.is_faster(**call))
     if backend not in table:

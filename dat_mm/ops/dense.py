@@ -1,11 +1,12 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Deformable attention that makes the whole position bias, from rows of the table, and then attends: for small maps.
+"""Deformable attention that makes the whole position bias first, from rows of the table. It is for middle-sized maps.
 
-Along an axis, the queries stand in the table of a key at even steps, t(i) = t(0) + i step. A row of queries needs, of
-each row of the table, a window only. With all windows of all rows laid out, `embedding_bag` fetches and blends them:
-two rows along y, and along x too where the step is 1, at the training resolution; else a product with hat(t(j) - x).
+Along an axis, the queries stand in the table of a key at even steps: t(i) = t(0) + i step. So a row of queries needs
+only a window of each row of the table. All windows of all rows are laid out, and `embedding_bag` fetches and blends
+them. Along y it blends two rows. Along x it blends two windows where the step is 1, as it is at the training resolution
+of 'datpp'. Where it is not, a product with hat(t(j) - x) interpolates along x.
 
-B batch, G groups, M heads, m of them in a group, D head width, H x W the map, K keys; X, Y the table.
+B batch, G groups, M heads, m of them in a group, D head width, H x W the map, K keys, Y x X the table.
 """
 
 import math
@@ -18,7 +19,7 @@ from . import grid, reference
 from .separable import hat, slope
 from .tracing import exporting, needs_gradient
 
-LOGITS = 4 << 20  # of some images at once, in inference
+LOGITS = 4 << 20  # at most so many at once in inference, unless one image has more
 
 
 class Hat(torch.autograd.Function):
@@ -33,12 +34,12 @@ class Hat(torch.autograd.Function):
 
 
 def is_one(step: float) -> bool:
-    """As at the training resolution of 'datpp': all queries of a key are as far from the cells of the table."""
+    """Whether queries stand one cell of the table apart, as they do at the training resolution of 'datpp'."""
     return abs(step - 1) < 1e-9
 
 
 def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
-    """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
+    """The bias (B, M, Q, K): the table (M, 2T_h-1, 2T_w-1) at displacements of queries from points (B, G, K, 2)."""
     B, G, K, _ = points.shape
     dtype = grid.coordinate_dtype(table, points)
     Y, X = table.shape[1:]
@@ -105,7 +106,10 @@ def why_not(**call) -> str | None:
 
 
 def is_faster(q, k, v, points, table, bias, convention, **call) -> bool:
-    """Measured by tools/measure_backends.py: on maps of middle size, in a batch; in training where steps are 1."""
+    """Whether it is faster, as measured by tools/measure_backends.py.
+
+    It is on maps of middle size in a batch. In training it is only where the step is 1.
+    """
     (H, W), image = q.shape[2:4], math.prod((*q.shape[1:4], k.shape[2]))
     if needs_gradient(q, k, v, points, table, bias):
         steps = [0] if table is None else grid.table_steps((H, W), table.shape[1:], convention)

@@ -1,11 +1,11 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Where queries, keys and table cells are: the one place that knows the coordinate conventions.
 
-Positions are in [-1, 1], last axis (y, x); -1 and 1 are the centres of the outermost pixels. The released
-weights of the two generations were trained with different grids, and need them:
+Positions are in [-1, 1], with (y, x) in the last axis. In a map that is sampled, -1 and 1 are the centres of the
+outermost pixels. The released weights of the two generations were trained with different grids, and each needs its own:
 
-- 'dat': queries and keys at the centres of n cells that tile [-1, 1]; a range factor counts 1/n;
-- 'datpp': queries from edge to edge, keys half a step further; a range factor counts 1/(n-1).
+- 'dat' has queries and keys at the centres of n cells that tile [-1, 1]. A range factor counts in 1/n.
+- 'datpp' has queries from edge to edge, and keys half a step further. A range factor counts in 1/(n-1).
 """
 
 from contextlib import nullcontext
@@ -23,12 +23,15 @@ def check_convention(convention: str) -> None:
 
 
 def coordinate_dtype(*tensors: Tensor) -> torch.dtype:
-    """float32, or float64 where a tensor has it: half precision misses a table cell by a quarter."""
+    """The dtype to compute coordinates in: float64 if a tensor has it, else float32.
+
+    Half precision misses a table cell by a quarter.
+    """
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def full_precision(x: Tensor):
-    """A context without autocast: coordinates are computed in float32."""
+    """A context without autocast, so that coordinates are computed in float32."""
     return nullcontext() if x.device.type == 'meta' else torch.autocast(x.device.type, enabled=False)
 
 
@@ -49,22 +52,22 @@ def query_axis(n: int, convention: str) -> tuple[float, float]:
 
 
 def table_steps(size, table_size, convention: str) -> list[float]:
-    """In cells of a table (2T_h-1, 2T_w-1), from one query of a map to the next, along y and x."""
+    """The distance from one query of a map to the next, along y and x, in cells of a table (2T_h-1, 2T_w-1)."""
     return [(n - 1) / 4 * query_axis(queries, convention)[1] for n, queries in zip(table_size, size, strict=True)]
 
 
 def table_origins(size, table_size, convention: str) -> list[tuple[float, float]]:
-    """Along y and x, in which cell of a table (2T_h-1, 2T_w-1) the first query of a map is for a point at 0; and how
-    that cell moves with the point.
+    """Where the first query of a map is in a table (2T_h-1, 2T_w-1), along y and along x.
 
-    As grid_sample has it at half the displacement of the query from the point.
+    Each is (the cell for a point at 0, the cells it moves as the point moves by 1). The table is sampled at half the
+    displacement of the query from the point, in the coordinates of grid_sample.
     """
     cells = [(n - 1) / 4 for n in table_size]
     return [((query_axis(n, convention)[0] + 2) * c, -c) for n, c in zip(size, cells, strict=True)]
 
 
 def table_coordinates(points: Tensor, size, table_size, convention: str) -> Tensor:
-    """In which cell of a table the first query of a map is, for points (..., 2)."""
+    """Where the first query of a map is in a table, in cells, for points (..., 2)."""
     origins, slopes = (points.new_tensor(x) for x in zip(*table_origins(size, table_size, convention), strict=True))
     return origins + slopes * points
 
@@ -86,7 +89,7 @@ def key_grid(height: int, width: int, convention: str, dtype=torch.float32, devi
 
 
 def move(offsets: Tensor, convention: str, range_factor: float) -> Tensor:
-    """Points of the keys from what the offset network gave, both (B, G, Hk, Wk, 2)."""
+    """The points of the keys, moved by the output of the offset network. Both are (B, G, Hk, Wk, 2)."""
     height, width = offsets.shape[2:4]
     grid = key_grid(height, width, convention, offsets.dtype, offsets.device)
     if range_factor >= 0:
@@ -99,6 +102,9 @@ def move(offsets: Tensor, convention: str, range_factor: float) -> Tensor:
 
 
 def sample(x: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of x (N, C, H, W) at points (N, h, w, 2), zero outside: (N, C, h, w), computed in float32."""
+    """Bilinear samples (N, C, h, w) of x (N, C, H, W) at points (N, h, w, 2), computed in float32 at least.
+
+    Outside, x counts as zero.
+    """
     dtype = coordinate_dtype(x, points)
     return F.grid_sample(x.to(dtype), points.to(dtype).flip(-1), mode='bilinear', align_corners=True).to(x.dtype)

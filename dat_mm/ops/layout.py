@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""How maps lie in memory: padding, cropping, channels last. torch.export can trace it for any size.
+"""Padding, cropping and memory layout of maps, so that torch.export can trace them for any size.
 
 Some functions of PyTorch ask whether a size is 1, or whether one size reaches another. An export would pin the answer
-of its example. While exporting, these functions do the same by ways that do not ask.
+of its example. While exporting, the functions here do the same in ways that do not ask.
 """
 
 import torch
@@ -17,7 +17,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def pad_last(x: Tensor, height: int, width: int) -> Tensor:
-    """x (B, H, W, C) with zeros on the right and at the bottom, up to height x width."""
+    """Adds zeros on the right and at the bottom of x (B, H, W, C), up to height x width."""
     bottom, right = height - x.shape[1], width - x.shape[2]
     if exporting() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
@@ -29,12 +29,12 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def pad_to_least(x: Tensor, least: int) -> Tensor:
-    """x (B, H, W, C) with zeros on the right and at the bottom, so that neither side is below a least size."""
+    """Adds zeros on the right and at the bottom of x (B, H, W, C), until both sides have the least size."""
     return pad_last(x, torch.sym_max(x.shape[1], least), torch.sym_max(x.shape[2], least))
 
 
 def crop_last(x: Tensor, height: int, width: int) -> Tensor:
-    """The first height x width of x (B, H, W, C)."""
+    """The first height rows and width columns of x (B, H, W, C)."""
     if exporting():
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         return x.index_select(1, rows).index_select(2, columns)
@@ -42,19 +42,19 @@ def crop_last(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """x in one piece of memory, so that it can be viewed in other shapes."""
+    """The same tensor in one piece of memory, so that it can be viewed in other shapes."""
     return x.clone(memory_format=torch.contiguous_format) if exporting() else x.contiguous()
 
 
 def channels_last(images: Tensor) -> Tensor:
     """Images (B, C, H, W) as (B, H, W, C).
 
-    On a CPU they are copied: the first convolution would answer channels first otherwise, and its norm would copy that.
+    On a CPU they are copied. Otherwise the first convolution would give channels first, and its norm would copy that.
     """
     x = images.permute(0, 2, 3, 1)
     return x.contiguous() if x.device.type == 'cpu' else x
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """A map (B, H, W, C) as (B, C, H, W) in one piece: some compiled ops of mmcv read raw memory."""
+    """A map (B, H, W, C) as (B, C, H, W) in one piece of memory, since some compiled ops of mmcv read it raw."""
     return x.permute(0, 3, 1, 2).contiguous()

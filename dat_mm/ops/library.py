@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Ops of torch.library: what a compiler sees as one operator, of which it needs to know the shapes only."""
+"""Ops of torch.library. A compiler sees each as one operator and needs to know its shapes only."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,10 @@ LIBRARY = torch.library.Library('dat_mm', 'FRAGMENT')
 
 
 def register(name: str, signature: str, run: Callable, fake: Callable) -> None:
-    """torch.ops.dat_mm.NAME: `run` on any device, without gradients or autocast; `fake` gives empty tensors."""
+    """Defines torch.ops.dat_mm.NAME, which calls `run` on any device, without gradients or autocast.
+
+    `fake` gives empty tensors of the same shapes.
+    """
 
     def op(x, *args):
         with torch.no_grad(), grid.full_precision(x), torch.cuda.device_of(x):
@@ -25,10 +28,12 @@ def register(name: str, signature: str, run: Callable, fake: Callable) -> None:
 
 
 def register_deformable(name: str, forward: Callable, backward: Callable, fake: Callable) -> Callable:
-    """Ops NAME and NAME_backward, of a deformable attention that makes its logits again: a function with gradients.
+    """Defines the ops NAME and NAME_backward, and returns a function with gradients that calls them.
 
-    forward(q, k, v, points, table, convention, scale) gives the output and the logs of sums; backward(grad, q, k, v,
-    points, table, out, log_sum, convention, scale) the gradients of the five, or of the first three without a table.
+    They are for a deformable attention that makes its logits again in the backward pass.
+    forward(q, k, v, points, table, convention, scale) gives the output and the logs of sums.
+    backward(grad, q, k, v, points, table, out, log_sum, convention, scale) gives the gradients of the five tensors.
+    Without a table, it gives those of the first three.
     """
     inputs, how = 'Tensor q, Tensor k, Tensor v, Tensor points, Tensor? table', 'str convention, float scale'
     register(name, f'({inputs}, {how}) -> (Tensor, Tensor)', forward, fake)
@@ -60,7 +65,7 @@ def _fake_backward(grad, q, k, v, points, table, *_):
 
 
 def why_not_table(bias: Tensor | None, dropout: float) -> str | None:
-    """Of such an attention."""
+    """Why an attention that makes its logits again cannot take this call, or None if it can."""
     if bias is not None:
         return 'it takes a table, not a bias for each query and key'
     if dropout:

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Linear layers by oneDNN on a CPU, in inference together with the activation after them.
+"""Linear layers by oneDNN on a CPU. In inference it computes the activation too.
 
-PyTorch takes MKL by default. oneDNN is a tenth faster, but for the gradient of the weight; and it adds the bias and
-the activation while the numbers are still in registers.
+PyTorch takes MKL by default. oneDNN was measured to be a tenth faster, except for the gradient of the weight. It adds
+the bias and the activation while the numbers are still in registers.
 """
 
 import torch
@@ -12,7 +12,7 @@ from . import reference
 from .tracing import compiling
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-# Without AVX-512 oneDNN has no products in bfloat16, and raises.
+# On a processor without AVX-512, oneDNN has no products in bfloat16 and raises an error.
 DTYPES = [torch.float32]
 if AVAILABLE and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     DTYPES.append(torch.bfloat16)
@@ -20,7 +20,7 @@ if AVAILABLE and torch.ops.mkldnn._is_mkldnn_bf16_supported():
 
 def autocast_dtype() -> torch.dtype | None:
     """The dtype of autocast on the CPU, or None where it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
         return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
     return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
@@ -30,7 +30,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
 
 
 class LinearFunction(torch.autograd.Function):
-    """The forward and the gradient of x by oneDNN, the gradient of the weight by PyTorch's default."""
+    """A linear layer in training: oneDNN makes the output and the gradient of x, PyTorch's default all the rest."""
 
     generate_vmap_rule = True
 

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The two linear layers of an MLP, and the depthwise convolution between them if there is one, a part at a time.
+"""The feed-forward part of a block, made for a few images or for a band of rows at a time.
 
-The map between the two layers is the widest of a network: four times as wide as what comes in. On a CPU in inference
-it is made for a few images or for a band of rows at once, so that it stays in the caches and no new memory is needed.
+The map between its two linear layers is the widest of a network, four times as wide as the input. In parts, on a CPU in
+inference, it stays in the caches and needs no new memory.
 """
 
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 from . import onednn, reference
 from .tracing import compiling
 
-IN_CACHE = 12 << 20  # bytes of the widest map of a part
+IN_CACHE = 12 << 20  # bytes of the map between the layers, for one part
 
 
 def bands(x: Tensor, bytes_of_a_row: int, reach: int):
-    """(images, rows with what they look at, where the rows are in it, rows) of each part of a map (B, H, W, C)."""
+    """Four slices for each part of a map (B, H, W, C): images, rows to read, which of these to keep, rows to write.
+
+    A band reads `reach` rows more on either side than it writes, unless the map ends there.
+    """
     B, H = x.shape[:2]
     rows = max(1, IN_CACHE // max(bytes_of_a_row, 1))
     if rows >= H:
@@ -53,7 +56,7 @@ def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bi
 
 
 def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
-    """The whole map at once, each linear layer by oneDNN where it can."""
+    """The feed-forward part on the whole map at once, with oneDNN for each linear layer that it can take."""
     if conv_weight is None:
         return layer(layer(x, weight1, bias1, 'gelu'), weight2, bias2, 'none')
     x = convolve(layer(x, weight1, bias1, 'none'), conv_weight, conv_bias)
@@ -61,7 +64,7 @@ def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) ->
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A map (B, H, W, C) and its depthwise convolution, added in place: such maps are the largest there are."""
+    """The sum of a map (B, H, W, C) and its depthwise convolution, made in the memory of the convolution's output."""
     x = x.permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).add_(x).permute(0, 2, 3, 1)
 

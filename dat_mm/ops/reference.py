@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The ops in plain PyTorch: the mathematics, and what every other backend is held against.
+"""The ops in plain PyTorch. They are the definition that every other backend is tested against.
 
 B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys.
 """
@@ -32,13 +32,13 @@ def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bi
 
 
 def average_values(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Softmax over the last axis, in float32 at least, and the weighted sum of v."""
+    """The sum of v, weighted by the softmax of the logits over their last axis. The softmax is in float32 at least."""
     weights = logits.to(grid.coordinate_dtype(logits)).softmax(-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
 def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
-    """The table (M, 2T_h-1, 2T_w-1) at the displacements of queries from points (B, G, K, 2): (B, M, Q, K)."""
+    """The bias (B, M, Q, K): the table (M, 2T_h-1, 2T_w-1) at displacements of queries from points (B, G, K, 2)."""
     dtype = grid.coordinate_dtype(table, points)
     B, G, K, _ = points.shape
     queries = grid.query_grid(height, width, convention, dtype, points.device).flatten(0, 1)
@@ -66,7 +66,7 @@ def sample_features(x: Tensor, points: Tensor) -> Tensor:
 
 
 def neighbors(n: int, kernel_size: int, device=None) -> tuple[Tensor, Tensor]:
-    """Along an axis of n: the positions that each query sees, and their rows of the table, both (n, kernel_size)."""
+    """The positions that each query of an axis sees, and their places in the table, both (n, kernel_size)."""
     queries = torch.arange(n, device=device)
     first = (queries - kernel_size // 2).clamp(min=0).clamp(max=n - kernel_size)
     seen = first[:, None] + torch.arange(kernel_size, device=device)

@@ -3,10 +3,11 @@
 
 Along an axis, the queries stand in the table of a key at even steps, t(i) = t(0) + i step. Interpolation is a product
 with hat(u) = max(0, 1 - |u|): the bias of a key over the map is A_y Table A_x, where A_y[i, y] = hat(t(i) - y) and A_x
-likewise. Outside the table it is zero by itself. To a key and a tile of queries, only a window of the table matters.
+likewise. Outside the table it is zero by itself. A key and a tile of queries need only a window of the table.
 
-There are logits, weights and their gradients for one chunk at a time: some keys, times heads, and one tile of queries,
-within the cache. The backward makes them again from the log of each query's sum. Powers are of 2: faster in PyTorch.
+Logits, weights and their gradients exist for one chunk at a time, which fits in the cache: some keys, the heads of a
+group, and one tile of queries. The backward makes them again from the log of each query's sum. Powers are of 2, because
+PyTorch computes these faster than powers of e.
 
 n pairs of image and group, m heads of a group, D head width, h x w a tile of queries, K keys, c of them in a chunk.
 """
@@ -30,7 +31,7 @@ LOG2_E = math.log2(math.e)
 
 
 class Tiles(NamedTuple):
-    """The map of queries in tiles of one size; the last ones stand over."""
+    """The map of queries, cut into tiles of one size. The last ones may reach beyond the map."""
 
     rows: int
     columns: int
@@ -50,32 +51,38 @@ def hat(u: Tensor) -> Tensor:
 
 
 def slope(u: Tensor) -> Tensor:
-    """The derivative of hat; at a corner that to the right, as of grid_sample."""
+    """The derivative of hat. At a corner it is the one to the right, as in grid_sample."""
     u = u.floor()
     return (u == -1).to(u.dtype).sub_((u == 0).to(u.dtype))
 
 
 def cut(n: int, longest: int) -> tuple[int, int]:
-    """Tiles along an axis, and their length: about even."""
+    """How many tiles an axis of n is cut into, and the length of one, at most `longest`."""
     tiles = -(-n // longest)
     return tiles, -(-n // tiles)
 
 
 def tile_map(height: int, width: int) -> Tiles:
-    """Wide enough for the products of the bias, small enough that windows are small and many keys make a chunk."""
+    """Cuts a map into tiles.
+
+    They are wide enough for the products of the bias, and small enough for small windows and many keys in a chunk.
+    """
     columns, w = cut(width, TILE_WIDTH)
     rows, h = cut(height, TILE_AREA // w)
     return Tiles(rows, columns, h, w)
 
 
 def window_of(tiles: Tiles, size, table_size, convention: str) -> list[int]:
-    """Cells of a table, along y and x, that a tile may need."""
+    """How many cells of a table a tile may need, along y and x."""
     steps = grid.table_steps(size, table_size, convention)
     return [int((n - 1) * step) + 3 for n, step in zip((tiles.height, tiles.width), steps, strict=True)]
 
 
 class TableProducts:
-    """The bias, for powers of 2, at the displacements of a map from points (n, K, 2); pair i is of group i % G."""
+    """The position bias of a map of queries for keys at points (n, K, 2), scaled for powers of 2.
+
+    Pair i belongs to group i % G.
+    """
 
     def __init__(self, table: Tensor, points: Tensor, size, tiles: Tiles, convention: str):
         self.G, self.m, *self.table_size = table.shape  # (G, m, 2T_h-1, 2T_w-1)
@@ -83,13 +90,14 @@ class TableProducts:
         self.steps = grid.table_steps(size, self.table_size, convention)
         self.tile = tiles.height, tiles.width
         self.window = wy, wx = window_of(tiles, size, self.table_size, convention)
-        # All windows along x of all rows, as rows: they are fetched whole. (G Y X, m wx), Y and X as in `ring`.
+        # Each window along x of each row of the table is a row here, to be fetched whole.
+        # They are (G Y X, m wx), with Y and X as in `ring`.
         self.ring = self.table_size[0] + 2, self.table_size[1] + wx + 1
         padded = F.pad(table * LOG2_E, (wx, wx, 1, 1)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
         self.rows = padded.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
 
     def place(self, pairs: slice, tile, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
-        """The first cells of keys' windows (n, c), and how far from each cell queries are (n c, cells, queries)."""
+        """The first cell of each key's window (n, c), and how far queries are from cells (n c, cells, queries)."""
         step, length = self.steps[axis], self.tile[axis]
         first = self.first[pairs, keys, axis] + tile[axis] * length * step
         floor = first.floor()
@@ -98,14 +106,14 @@ class TableProducts:
         return floor.long(), (first - floor).view(-1, 1, 1) + (queries - cells)
 
     def rows_of(self, pairs: slice, y: Tensor, x: Tensor) -> Tensor:
-        """Where the rows of windows that begin at cells y and x (n, c) are: (n c wy,)."""
+        """The numbers (n c wy,) of the rows that make the windows which begin at cells y and x (n, c)."""
         group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1) % self.G
         y = (y.unsqueeze(-1) + torch.arange(1, self.window[0] + 1, device=y.device)).clamp_(0, self.ring[0] - 1)
         x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
         return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
 
     def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Windows':
-        """Into (m, n c, h, w)."""
+        """Writes the bias of a chunk into its logits (m, n c, h, w), and returns what the bias was made of."""
         y, from_y = self.place(pairs, tile, keys, 0)
         x, from_x = self.place(pairs, tile, keys, 1)
         at = self.rows_of(pairs, y, x)
@@ -117,7 +125,7 @@ class TableProducts:
         return Windows(at, from_y, from_x, hat_y, hat_x, windows, rows)
 
     def backward(self, made: 'Windows', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
-        """Adds what the gradient of the logits (m, n c, h, w) gives: to those of rows and of first (n, c, 2)."""
+        """Adds what the gradient of the logits (m, n c, h, w) gives to those of `rows` and of `first` (n, c, 2)."""
         along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
         grad_x = torch.zeros_like(made.hat_x)
         for j, head in enumerate(grad):
@@ -131,7 +139,7 @@ class TableProducts:
         grad_rows.index_add_(0, made.at, grad_windows.flatten(0, 1))
 
     def to_table(self, grad: Tensor) -> Tensor:
-        """From the gradient of rows to (M, 2T_h-1, 2T_w-1)."""
+        """The gradient of the table (M, 2T_h-1, 2T_w-1), from that of `rows`."""
         (wx, X), last = (self.window[1], self.table_size[1]), self.ring[1]
         grad = grad.view(self.G, *self.ring, self.m, wx)
         table = grad.new_zeros(self.G, self.ring[0], X + 2 * wx, self.m)
@@ -140,12 +148,12 @@ class TableProducts:
         return table[:, 1:-1, wx:-wx].permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
     def to_points(self, grad: Tensor) -> Tensor:
-        """From the gradient of first (n, K, 2)."""
+        """The gradient of the points (n, K, 2), from that of `first`."""
         return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
 
 
 class Windows(NamedTuple):
-    """What the bias of a chunk was made of."""
+    """The parts that the bias of a chunk was made of, for its backward."""
 
     at: Tensor  # rows (n c wy,)
     from_y: Tensor  # (n c, wy, h)
@@ -157,7 +165,7 @@ class Windows(NamedTuple):
 
 
 class Chunks:
-    """What forward and backward go through, in the same order: pairs, tiles of queries, keys."""
+    """The inputs in chunks. Forward and backward go through them in the same order: pairs, tiles of queries, keys."""
 
     def __init__(self, q, k, v, points, table, convention, scale):
         B, M, H, W, D = q.shape
@@ -175,7 +183,7 @@ class Chunks:
         self.at_once = cut(n, max(1, min(n, budget // self.K)))[1], cut(self.K, max(1, min(self.K, budget)))[1]
 
     def __iter__(self):
-        """Slices of pairs."""
+        """The slices of pairs, one after the other."""
         return (slice(i, min(i + self.at_once[0], len(self.q))) for i in range(0, len(self.q), self.at_once[0]))
 
     def of_keys(self) -> list[slice]:
@@ -191,11 +199,11 @@ class Chunks:
         return scratch[: math.prod(shape)].view(shape)
 
     def pairs(self, x: Tensor) -> Tensor:
-        """(B, M, ...) as (n, m, ...)."""
+        """A tensor (B, M, ...) as (n, m, ...)."""
         return x.unflatten(1, (self.G, -1)).flatten(0, 1)
 
     def map(self, x: Tensor) -> Tensor:
-        """(B, M, H, W, D) as (n, m, H, W, D), filled up to whole tiles."""
+        """A map (B, M, H, W, D) as (n, m, H, W, D), padded to whole tiles."""
         tiles = self.tiles
         bottom, right = tiles.rows * tiles.height - self.size[0], tiles.columns * tiles.width - self.size[1]
         x = self.pairs(x)
@@ -207,17 +215,17 @@ class Chunks:
         return self.q.new_empty(len(self.q), *shape, dtype=self.dtype).permute(0, 3, 1, 2, 4)
 
     def from_map(self, x: Tensor) -> Tensor:
-        """The inverse of map; in memory (B, H, W, M, D), as the projection wants it."""
+        """The inverse of `map`. In memory it lies as (B, H, W, M, D), as the projection wants it."""
         x = x[:, :, : self.size[0], : self.size[1]].unflatten(0, (self.B, self.G))  # (B, G, m, H, W, D)
         return x.permute(0, 3, 4, 1, 2, 5).flatten(3, 4).contiguous().permute(0, 3, 1, 2, 4)
 
     def tile(self, x: Tensor, pairs: slice, tile) -> Tensor:
-        """A tile of a map (n, m, H, W, D): a view (m, n, D, h, w)."""
+        """A view (m, n, D, h, w) of one tile of a map (n, m, H, W, D)."""
         (i, j), (h, w) = tile, self.tiles[2:]
         return x[pairs, :, i * h : (i + 1) * h, j * w : (j + 1) * w].permute(1, 0, 4, 2, 3)
 
     def queries(self, x: Tensor, pairs: slice, tile, last: Tensor | float, factor: float = 1.0) -> Tensor:
-        """A tile as a matrix (m n, D + 1, h w), with one more channel."""
+        """A tile times a factor, as a matrix (m n, D + 1, h w), with `last` as one more channel."""
         x = self.tile(x, pairs, tile)
         out = x.new_empty(*x.shape[:2], x.shape[2] + 1, *x.shape[3:], dtype=self.dtype)
         out[:, :, :-1] = x
@@ -231,7 +239,10 @@ class Chunks:
         return F.pad(x, (0, 1), value=1.0).flatten(0, 1)
 
     def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> tuple[Tensor, Windows | None]:
-        """(m n, c, h w), of q (m n, D + 1, h w) and k (m n, K, D + 1), in scratch memory."""
+        """The logits (m n, c, h w) of q (m n, D + 1, h w) and k (m n, K, D + 1), made in scratch memory.
+
+        With them comes what their bias was made of, or None.
+        """
         logits = self.view(scratch, pairs, keys)
         matrix = logits.view(len(q), -1, self.tiles.area)
         if self.bias is None:
@@ -250,8 +261,8 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
         for tile in chunks.tiles.each():
             queries = chunks.queries(chunks.q, pairs, tile, 0.0, scale * LOG2_E)
             total = queries.new_empty(len(queries), values.shape[1], chunks.tiles.area)
-            # Powers are of the distance to the largest logit of the first keys, for which the last channel of the
-            # queries is. That may be far below the largest of all: then again, with that.
+            # Powers are of the distance to the largest logit of the first keys, which the last channel of the queries
+            # takes off. Where that logit is far below the largest of all, all is done again with the largest of all.
             largest = None
             for exact in (False, True):
                 if exact:
@@ -275,12 +286,12 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
 
 
 def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
-    """Gradients to q, k, v, points and table, of those there are."""
+    """The gradients of q, k, v, points and table, or of the first three where there is no table."""
     chunks = Chunks(q, k, v, points, table, convention, scale)
     bias, of_keys = chunks.bias, chunks.of_keys()
     weight_scratch, grad_scratch = chunks.scratch(), chunks.scratch()
     grad, log_sum = grad.to(chunks.dtype), log_sum.to(chunks.dtype)
-    shared = chunks.map((grad * out).sum(-1, keepdim=True))  # what all logits of a query lose
+    shared = chunks.map((grad * out).sum(-1, keepdim=True))  # the softmax takes it off the gradient of each weight
     grad, log_sum = chunks.map(grad), chunks.map(log_sum.unsqueeze(-1))
     grad_q = chunks.empty_map(q.shape[-1])
     grad_k, grad_v = (x.new_empty(x.shape, dtype=chunks.dtype) for x in (chunks.k, chunks.v))
@@ -343,14 +354,15 @@ def why_not(q, bias, dropout, **call) -> str | None:
 
 
 def is_faster(q, k, v, points, table, convention, **call) -> bool:
-    """Measured by tools/measure_backends.py: not on small maps, nor where a tile spans many cells of the table.
+    """Whether it is faster, as measured by tools/measure_backends.py.
 
-    In training, the logits that the reference keeps must be too many for the caches.
+    It is not on small maps, nor where a tile spans many cells of the table. In training, the logits that the reference
+    keeps must be too many for the caches.
     """
     (B, M, H, W, _), K = q.shape, k.shape[2]
     tiles = tile_map(H, W)
     wy, wx = (0, 0) if table is None else window_of(tiles, (H, W), table.shape[1:], convention)
-    products = wx + wy * wx / tiles.width  # multiply-adds a logit, for the bias
+    products = wx + wy * wx / tiles.width  # multiply-adds of the bias for each logit
     queries, logits = H * W, B * M * H * W * K
     if needs_gradient(q, k, v, points, table):
         return products < 40 and queries >= 512 and logits >= 2 << 20

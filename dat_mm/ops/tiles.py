@@ -1,8 +1,10 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Neighborhood attention by tiles: a tile of queries attends, masked, to all keys of the tile and a halo around it.
 
-Four times the arithmetic of the definition for a 7x7 neighborhood, but dense, and three copies of k and v instead of
-49. A short axis is one tile. B batch, M heads, D head width, H x W the map, y and x tiles along its axes.
+For a 7x7 neighborhood that is four times the arithmetic of the definition. But it is in dense products, and makes three
+copies of k and v instead of 49. A short axis is one tile.
+
+B batch, M heads, D head width, H x W the map, y and x tiles along its axes.
 """
 
 from typing import NamedTuple
@@ -14,18 +16,18 @@ from torch import Tensor
 from . import grid, reference
 from .tracing import exporting, needs_gradient
 
-TILE = 8  # queries along an axis, about
+TILE = 8  # queries of a tile along an axis, about
 BUDGET = 4 << 20  # bytes of k and v in halos at a time, where nothing is kept for a backward
 
 
 class Axis(NamedTuple):
-    """Tiles along an axis: all alike but for the first and the last, which see the border."""
+    """The tiles along an axis. All are alike but the first and the last, which see the border."""
 
     tiles: int
     queries: int  # of a tile
     reach: int  # of the halo beyond the tile
     before: int  # the first tile begins so many queries before the map
-    after: int
+    after: int  # the last tile ends so many queries after the map
 
     @property
     def halo(self):
@@ -33,7 +35,7 @@ class Axis(NamedTuple):
 
     @property
     def runs(self):
-        """(first, number) of tiles with the same mask."""
+        """The runs of tiles with the same mask, each as (first tile, number of tiles)."""
         inner = [(1, self.tiles - 2)] if self.tiles > 2 else []
         return [(0, 1), *inner, *([(self.tiles - 1, 1)] if self.tiles > 1 else [])]
 
@@ -49,9 +51,9 @@ def plan(n: int, kernel_size: int) -> Axis:
 
 
 def displacements(axis: Axis, n: int, kernel_size: int, device=None) -> tuple[Tensor, Tensor]:
-    """For a tile of each run, its queries and the keys of its halo: the row of the table, and whether it is seen.
+    """For one tile of each run, the place in the table of each query and key, and whether the query sees the key.
 
-    Both (runs, queries, halo). Queries outside the map are as the nearest one inside.
+    Both are (runs, queries, halo). Queries outside the map get what the nearest one inside has.
     """
     first = torch.tensor([run[0] for run in axis.runs], device=device) * axis.queries - axis.before
     queries = (first[:, None] + torch.arange(axis.queries, device=device)).clamp(0, n - 1).unsqueeze(-1)
@@ -62,7 +64,10 @@ def displacements(axis: Axis, n: int, kernel_size: int, device=None) -> tuple[Te
 
 
 def bias_and_mask(table: Tensor | None, rows: Axis, columns: Axis, size, kernel_size: int, like: Tensor) -> Tensor:
-    """For each run of rows and of columns: (y, x, M, queries, keys), -inf where a key is not seen. No table: M is 1."""
+    """The bias (y, x, M, queries, keys) of one tile for each run of rows and of columns, -inf where a key is not seen.
+
+    Without a table, M is 1.
+    """
     dtype = grid.coordinate_dtype(like)
     y, seen_y = displacements(rows, size[0], kernel_size, like.device)
     x, seen_x = displacements(columns, size[1], kernel_size, like.device)
@@ -70,7 +75,7 @@ def bias_and_mask(table: Tensor | None, rows: Axis, columns: Axis, size, kernel_
     if table is None:
         bias = torch.zeros((), dtype=dtype, device=like.device)
     else:
-        # By one-hot matrices: the gradient is a matmul too, and not a scatter.
+        # A product with one-hot matrices has a product as its gradient too, and not a scatter.
         side = torch.arange(2 * kernel_size - 1, device=like.device)
         one_hot_y, one_hot_x = ((i.flatten().unsqueeze(-1) == side).to(dtype) for i in (y, x))
         with grid.full_precision(like):
@@ -81,19 +86,19 @@ def bias_and_mask(table: Tensor | None, rows: Axis, columns: Axis, size, kernel_
 
 
 def tiles_of(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
-    """Queries (B, H, W, M, D) by tiles: (B, y, x, M, queries, D)."""
+    """Cuts queries (B, H, W, M, D) into tiles (B, y, x, M, queries, D)."""
     x = x.unflatten(1, (-1, rows.queries)).unflatten(3, (-1, columns.queries)).permute(0, 1, 3, 5, 2, 4, 6)
     return x.flatten(4, 5)
 
 
 def halos_of(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
-    """Keys or values (B, H, W, M, D) by the halos of tiles: (B, y, x, M, keys, D)."""
+    """Cuts keys or values (B, H, W, M, D) into the halos of tiles (B, y, x, M, keys, D)."""
     x = x.unfold(1, rows.halo, rows.queries).unfold(2, columns.halo, columns.queries)
     return x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
 
 
 def attend_tiles(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float, fused: bool) -> Tensor:
-    """Tiles (B, y, x, M, queries, D), halos (B, y, x, M, keys, D) and the bias (M, queries, keys) of all of them."""
+    """Attention of tiles (B, y, x, M, queries, D) to halos (B, y, x, M, keys, D), with a bias (M, queries, keys)."""
     if fused:
         tiles = q.shape[:3]
         q, k, v = (x.flatten(0, 2) for x in (q, k, v))
@@ -102,13 +107,13 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dr
 
 
 def pad(x: Tensor, rows: Axis, columns: Axis, reach: tuple[int, int]) -> Tensor:
-    """A map (B, H, W, M, D) with zeros around it, so that its tiles, and a reach around them, are inside."""
+    """Adds zeros around a map (B, H, W, M, D), so that its tiles and a reach around them are inside."""
     around = [n + r for axis, r in zip((columns, rows), reach, strict=True) for n in (axis.before, axis.after)]
     return F.pad(x, (0, 0, 0, 0, *around)) if any(around) else x
 
 
 def halos_at_once(k: Tensor, v: Tensor, rows: Axis, columns: Axis, tiles: int) -> int:
-    """Rows of so many tiles within the budget."""
+    """How many rows of so many tiles are within the budget."""
     B, M, D = k.shape[0], k.shape[3], k.shape[4] + v.shape[4]
     return max(1, BUDGET // (B * M * D * rows.halo * columns.halo * tiles * k.element_size()))
 

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What a call is part of: a training step, a graph that is being compiled, one that is being exported."""
+"""Whether a call is part of a training step, of a graph that is being compiled, or of one that is being exported."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ def _never() -> bool:
     return False
 
 
-# is_exporting came with torch 2.7, is_compiling with 2.3: before, exports have the sizes of their example.
+# is_compiling came with torch 2.3, is_exporting with 2.7. Before, an export has the sizes of its example.
 compiling = getattr(torch.compiler, 'is_compiling', _never)
 exporting = getattr(torch.compiler, 'is_exporting', compiling)
 

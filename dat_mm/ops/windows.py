@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Maps cut into windows and put together again; attention within windows that fits the caches.
+"""Maps cut into windows and put together again, and attention within windows by PyTorch's fused attention.
 
 B batch, H x W the map, w the side of a window, N = w w its pixels, M heads, D head width.
 """
@@ -13,14 +13,14 @@ from .tracing import compiling, exporting
 
 
 def split(x: Tensor, side: int, shift: int = 0) -> Tensor:
-    """A map (B, H, W, C), padded and rolled by a shift, as windows (B, rows, columns, N, C)."""
+    """Pads a map (B, H, W, C), rolls it by a shift, and cuts it into windows (B, rows, columns, N, C)."""
     B, H, W, C = x.shape
     height, width = round_up(H, side), round_up(W, side)
     x = pad_last(x, height, width)
     if shift:
         x = x.roll((-shift, -shift), (1, 2))
     rows, columns = height // side, width // side
-    if exporting():  # two windows at least along an axis, so that no size may be 1
+    if exporting():  # at least two windows along an axis, so that no size can be 1
         rows, columns = torch.sym_max(rows, 2), torch.sym_max(columns, 2)
         x = pad_last(x, rows * side, columns * side)
     x = x.view(B, rows, side, columns, side, C).transpose(2, 3)
@@ -38,7 +38,7 @@ def join(windows: Tensor, height: int, width: int, side: int, shift: int = 0) ->
 
 
 def mask(height: int, width: int, rows: int, columns: int, side: int, shift: int, device) -> Tensor:
-    """-100 where the roll of a padded map brought two regions into one window, else 0: (rows, columns, N, N)."""
+    """The mask (rows, columns, N, N): -100 between pixels that only the roll brought into one window, else 0."""
 
     def region(n, windows):
         i = torch.arange(windows * side, device=device)
@@ -51,7 +51,10 @@ def mask(height: int, width: int, rows: int, columns: int, side: int, shift: int
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *, dropout: float) -> Tensor:
-    """PyTorch's fused attention; of shifted windows a row at a time, so that masks are not repeated for each image."""
+    """Attention within windows by PyTorch's fused attention.
+
+    Shifted windows go one row of windows at a time, so that their masks are not repeated for each image.
+    """
     windows = q.shape[:3]
     bias = bias.to(q.dtype)
     if mask is None:
@@ -70,5 +73,8 @@ def why_not(dropout: float, **call) -> str | None:
 
 
 def is_faster(q: Tensor, **call) -> bool:
-    """In inference on a CPU: with a gradient for the bias PyTorch falls back to plain products, which take longer."""
+    """Whether it is faster, which it is in inference on a CPU.
+
+    With a gradient for the bias, PyTorch falls back to plain products, which take longer.
+    """
     return q.device.type == 'cpu' and not torch.is_grad_enabled() and not compiling()

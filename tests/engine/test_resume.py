@@ -30,7 +30,7 @@ def finish(process):
 
 
 def losses(work_dir):
-    """{step: loss} as logged with all digits; of a run in parts, the part that came last counts."""
+    """{step: (loss, gradient norm)} with all digits. Where a run has several parts, the last one counts."""
     found = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
@@ -43,7 +43,7 @@ def losses(work_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize('scope', SCOPES)
 def test_a_killed_run_goes_on_bit_for_bit(scope, tiny_config, tmp_path):
-    """Killed at once when a checkpoint is there, resumed without a seed given and with another number of workers."""
+    """The run is killed as soon as it has a checkpoint, and resumed without a seed and with more workers."""
     config = tiny_config(scope)
     checkpoint = 'iter_3.pth' if scope == 'mmseg' else 'epoch_1.pth'
     last = 'iter_9.pth' if scope == 'mmseg' else f'epoch_{4 if scope == "mmpretrain" else 3}.pth'

@@ -15,7 +15,7 @@ def numbers():
 
 
 class Noise(Dataset):
-    """Each item is its index and numbers of the three generators."""
+    """Items that are their index and a number of each of the three generators."""
 
     def __len__(self):
         return 10

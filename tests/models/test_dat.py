@@ -12,7 +12,7 @@ from dat_mm.models.deformable import DeformableAttention
 
 ALL = (0, 1, 2, 3)
 NANO = ('dat-nano', 'datpp-nano')
-# With the head of ImageNet, from the papers' models, in thousands.
+# Thousands of parameters of the papers' models, with the head for ImageNet.
 PARAMETERS = {
     'dat-tiny': 28319,
     'dat-small': 49700,
@@ -189,7 +189,7 @@ def test_layer_depth():
 
 
 def test_decay_by_plain_names():
-    """paramwise_cfg of mmengine matches parts of names."""
+    """mmengine's paramwise_cfg matches parts of names, and these parts find every norm and bias table."""
     from mmengine.optim import build_optim_wrapper
 
     model = DAT([{'dim': 32, 'heads': 2, 'kinds': 'LSND'}], out_indices=(0,))

@@ -20,7 +20,7 @@ BLOCKS = [
 
 
 def position_bias(args, convention):
-    if not args['use_pe'] or (args['no_off'] and convention == 'datpp'):  # there the published code drops it
+    if not args['use_pe'] or (args['no_off'] and convention == 'datpp'):  # the published code drops it then
         return 'none'
     for flag, name in (('dwc_pe', 'depthwise'), ('fixed_pe', 'fixed'), ('log_cpb', 'log')):
         if args.get(flag):
@@ -116,7 +116,7 @@ def test_network(golden, name, arch, out_indices, backend):
 
 @pytest.mark.parametrize('arch', ['dat-nano', 'datpp-nano'])
 def test_what_golden_numbers_cannot_see(arch):
-    """Tolerances hide a norm's epsilon and an approximate GELU."""
+    """Within the tolerance of golden numbers, a norm's epsilon or an approximate GELU would not be seen."""
     model = DAT(arch, out_indices=(0, 1, 2, 3))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {1e-5}

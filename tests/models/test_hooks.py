@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Whoever watches a module sees each forward of it once, with the whole map; and models ask for nothing but that."""
+"""Hooks on a module fire once for each forward of a model, with the whole map. Models leave speed to the ops."""
 
 import ast
 from pathlib import Path
@@ -33,7 +33,7 @@ def called(model):
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_every_hook_fires_once_with_the_whole_map(arch, monkeypatch):
-    """With gradients and without, where maps would be made in parts."""
+    """It does with gradients, and without them, where maps would otherwise be made in parts."""
     model = DAT(arch, out_indices=(0, 1, 2, 3)).eval()
     modules, x = called(model), torch.randn(2, 3, 70, 64)
     kept, seen = {}, {}
@@ -90,7 +90,7 @@ class Doubled(nn.Linear):
 
 
 def test_a_layer_in_place_of_another_is_called():
-    """Adapters and quantised layers take the place of linear layers; their weights alone would not do."""
+    """Adapters and quantised layers take the place of linear layers. To use their weights alone would be wrong."""
     mlp, x = layers.MLP(8, 16).eval(), torch.randn(1, 3, 3, 8)
     other = Doubled(16, 8)
     other.load_state_dict(mlp.linear2.state_dict())
@@ -131,7 +131,7 @@ def names_in(tree):
 
 @pytest.mark.parametrize('path', MODELS, ids=lambda path: path.stem)
 def test_models_ask_for_nothing(path):
-    """No device, grad mode, compiler, export or cache: that is for the ops."""
+    """Only the ops may ask about a device, grad mode, a compiler, an export or a cache."""
     tree = ast.parse(path.read_text())
     names = dict(names_in(tree))
     assert not FORBIDDEN & set(names)

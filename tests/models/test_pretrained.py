@@ -82,7 +82,7 @@ def test_load_state_dict_resizes_too():
 
 
 def test_fixed_bias_is_resized_as_at_run_time():
-    """A model of another resolution, loaded, computes what the first computes at that size."""
+    """A model of another resolution that loads the weights computes what their model computes at that size."""
     source = small(64, position_bias='fixed').eval()
     model = small(96, position_bias='fixed').eval()
     model.load_state_dict(source.state_dict())

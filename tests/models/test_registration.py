@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Kinds of attention, position biases and backends: tables that a user adds to, and no name that is not in them."""
+"""Users can add kinds of attention and position biases. A name that nobody added is an error wherever it is given."""
 
 import sys
 import warnings
@@ -62,7 +62,7 @@ model = dict(
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A config that names a file with a kind and a bias of its own; afterwards the tables are as before."""
+    """A config that names a file with its own kind of attention and position bias. The tables are restored after it."""
     (tmp_path / 'own_attention.py').write_text(OWN)
     (tmp_path / 'config.py').write_text(CONFIG)
     monkeypatch.syspath_prepend(tmp_path)
@@ -98,7 +98,7 @@ def test_a_name_that_is_taken_is_refused():
 
 
 def test_tables_have_the_same_names():
-    """What may be written in a StageSpec, and what can be built."""
+    """A StageSpec takes exactly the names that can be built."""
     assert set(arch.KINDS) == {*ATTENTION, 'X'}
     assert set(arch.POSITION_BIASES) == set(POSITION_BIAS)
 
@@ -194,7 +194,7 @@ def test_a_model_takes_the_name_of_any_backend(name, backend):
 
 
 def test_keys_of_earlier_versions_load(tmp_path):
-    """Biases were parameters of the attention itself before they were modules."""
+    """In earlier versions, biases were parameters of the attention itself and not modules."""
     from dat_mm.engine.checkpoints import check_fit
     from dat_mm.models.pretrained import load_pretrained
     from dat_mm.weights import write_state_dict
