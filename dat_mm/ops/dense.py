@@ -57,11 +57,11 @@ def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, co
     x_taps = [(near_x, 1 - (x - near_x)), (near_x + 1, x - near_x)] if blends else [(near_x, torch.ones_like(x))]
     group = torch.arange(G, device=points.device).view(-1, 1, 1)
     at, weights = [], []
-    for i, of_y in y_taps:
+    for i, weight_y in y_taps:
         i = (group * (Y + 2) + (i.long() + 1).clamp_(0, Y + 1)) * (X + window + 1)
-        for j, of_x in x_taps:
+        for j, weight_x in x_taps:
             at.append(i + (j.long() + window).clamp_(0, X + window))
-            weights.append(of_y * of_x)
+            weights.append(weight_y * weight_x)
     at, weights = (torch.stack(taps, -1).flatten(0, -2) for taps in (at, weights))
     bias = F.embedding_bag(at, rows.flatten(3).flatten(0, 2), per_sample_weights=weights, mode='sum')
     if not blends:

@@ -22,9 +22,9 @@ def bands(x: Tensor, bytes_of_a_row: int, reach: int):
     """
     B, H = x.shape[:2]
     rows = max(1, IN_CACHE // max(bytes_of_a_row, 1))
-    if rows >= H:
+    if rows >= H or not B:
         images = max(1, rows // H)
-        for first in range(0, B, images):
+        for first in range(0, max(B, 1), images):
             yield slice(first, first + images), slice(0, H), slice(0, H), slice(0, H)
         return
     for image in range(B):
@@ -35,32 +35,31 @@ def bands(x: Tensor, bytes_of_a_row: int, reach: int):
 
 
 def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
-    H, W = x.shape[1:3]
-    hidden, size = weight1.shape[0], x.element_size()
+    weights = weight1, bias1, weight2, bias2, conv_weight, conv_bias
+    bytes_of_a_row = x.shape[2] * len(weight1) * x.element_size()
     reach = 0 if conv_weight is None else conv_weight.shape[-1] // 2
     out = None
-    for images, around, inside, rows in bands(x, W * hidden * size, reach):
-        part = x[images, around]
-        if conv_weight is None:
-            part = layer(part, weight1, bias1, 'gelu')
-        else:
-            part = convolve(layer(part, weight1, bias1, 'none'), conv_weight, conv_bias)
-            part = F.gelu(part[:, inside])
-        part = layer(part, weight2, bias2, 'none')
+    for images, read, kept, written in bands(x, bytes_of_a_row, reach):
+        part = layers(x[images, read], *weights, kept=kept)
+        if part.shape[:2] == x.shape[:2]:
+            return part
         if out is None:
-            if part.shape[:2] == x.shape[:2]:
-                return part
             out = part.new_empty(*x.shape[:-1], part.shape[-1])
-        out[images, rows] = part
+        out[images, written] = part
     return out
 
 
-def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
-    """The feed-forward part on the whole map at once, with oneDNN for each linear layer that it can take."""
+def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias, *, kept: slice = slice(None)) -> Tensor:
+    """The feed-forward part at once, with oneDNN for each linear layer that it can take.
+
+    What lies outside the rows that are kept has been read once the convolution is done.
+    """
     if conv_weight is None:
-        return layer(layer(x, weight1, bias1, 'gelu'), weight2, bias2, 'none')
-    x = convolve(layer(x, weight1, bias1, 'none'), conv_weight, conv_bias)
-    return layer(F.gelu(x), weight2, bias2, 'none')
+        x = layer(x, weight1, bias1, 'gelu')
+    else:
+        x = convolve(layer(x, weight1, bias1, 'none'), conv_weight, conv_bias)
+        x = F.gelu(x[:, kept])
+    return layer(x, weight2, bias2, 'none')
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

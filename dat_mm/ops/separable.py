@@ -112,7 +112,7 @@ class TableProducts:
         x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
         return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
 
-    def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Windows':
+    def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Products':
         """Writes the bias of a chunk into its logits (m, n c, h, w), and returns what the bias was made of."""
         y, from_y = self.place(pairs, tile, keys, 0)
         x, from_x = self.place(pairs, tile, keys, 1)
@@ -122,9 +122,9 @@ class TableProducts:
         rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
         for j, head in enumerate(logits):
             torch.bmm(rows[:, :, j], hat_x, out=head)
-        return Windows(at, from_y, from_x, hat_y, hat_x, windows, rows)
+        return Products(at, from_y, from_x, hat_y, hat_x, windows, rows)
 
-    def backward(self, made: 'Windows', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
+    def backward(self, made: 'Products', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
         """Adds what the gradient of the logits (m, n c, h, w) gives to those of `rows` and of `first` (n, c, 2)."""
         along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
         grad_x = torch.zeros_like(made.hat_x)
@@ -152,7 +152,7 @@ class TableProducts:
         return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
 
 
-class Windows(NamedTuple):
+class Products(NamedTuple):
     """The parts that the bias of a chunk was made of, for its backward."""
 
     at: Tensor  # rows (n c wy,)
@@ -186,7 +186,7 @@ class Chunks:
         """The slices of pairs, one after the other."""
         return (slice(i, min(i + self.at_once[0], len(self.q))) for i in range(0, len(self.q), self.at_once[0]))
 
-    def of_keys(self) -> list[slice]:
+    def key_slices(self) -> list[slice]:
         return [slice(i, min(i + self.at_once[1], self.K)) for i in range(0, self.K, self.at_once[1])]
 
     def scratch(self) -> Tensor:
@@ -238,7 +238,7 @@ class Chunks:
         x = x[pairs].transpose(0, 1).to(self.dtype)
         return F.pad(x, (0, 1), value=1.0).flatten(0, 1)
 
-    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> tuple[Tensor, Windows | None]:
+    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> tuple[Tensor, Products | None]:
         """The logits (m n, c, h w) of q (m n, D + 1, h w) and k (m n, K, D + 1), made in scratch memory.
 
         With them comes what their bias was made of, or None.
@@ -254,7 +254,7 @@ class Chunks:
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
     """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
     chunks = Chunks(q, k, v, points, table, convention, scale)
-    scratch, of_keys = chunks.scratch(), chunks.of_keys()
+    scratch, slices = chunks.scratch(), chunks.key_slices()
     out, log_sum = chunks.empty_map(v.shape[-1]), chunks.empty_map(1)
     for pairs in chunks:
         keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(1, 2)
@@ -267,17 +267,17 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
             for exact in (False, True):
                 if exact:
                     queries[:, -1] = 0
-                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part)[0].amax(1) for part in of_keys]
+                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part)[0].amax(1) for part in slices]
                     largest = torch.stack(chunk).amax(0)
                     queries[:, -1] = -largest
-                for i, part in enumerate(of_keys):
+                for i, part in enumerate(slices):
                     logits, _ = chunks.logits(scratch, queries, keys, pairs, tile, part)
                     if largest is None:
                         largest = logits.amax(1)
                         queries[:, -1] = -largest
                         logits -= largest.unsqueeze(1)
                     torch.baddbmm(total, values[:, :, part], logits.exp2_(), beta=float(i > 0), out=total)
-                if len(of_keys) == 1 or bool((total[:, -1] < LARGEST_SUM).all()):
+                if len(slices) == 1 or bool((total[:, -1] < LARGEST_SUM).all()):
                     break
             shape = *chunks.tile(out, pairs, tile).shape[:2], -1, *chunks.tiles[2:]
             chunks.tile(out, pairs, tile).copy_((total[:, :-1] / total[:, -1:]).view(shape))
@@ -288,7 +288,7 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
 def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
     """The gradients of q, k, v, points and table, or of the first three where there is no table."""
     chunks = Chunks(q, k, v, points, table, convention, scale)
-    bias, of_keys = chunks.bias, chunks.of_keys()
+    bias, slices = chunks.bias, chunks.key_slices()
     weight_scratch, grad_scratch = chunks.scratch(), chunks.scratch()
     grad, log_sum = grad.to(chunks.dtype), log_sum.to(chunks.dtype)
     shared = chunks.map((grad * out).sum(-1, keepdim=True))  # the softmax takes it off the gradient of each weight
@@ -299,27 +299,27 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
         grad_rows, grad_first = torch.zeros_like(bias.rows), torch.zeros_like(bias.first)
     for pairs in chunks:
         keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
-        of_k, of_v = (
+        grad_keys, grad_values = (
             torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (keys, values)
         )
         for tile in chunks.tiles.each():
             last = -chunks.tile(log_sum, pairs, tile).squeeze(2)
             queries = chunks.queries(chunks.q, pairs, tile, last, scale * LOG2_E)
             grads = chunks.queries(grad, pairs, tile, -chunks.tile(shared, pairs, tile).squeeze(2))
-            of_q = torch.zeros_like(queries)
-            for part in of_keys:
+            grad_queries = torch.zeros_like(queries)
+            for part in slices:
                 weights, windows = chunks.logits(weight_scratch, queries, keys, pairs, tile, part)
                 weights.exp2_()  # (m n, c, h w)
-                of_v[:, :, part] += torch.bmm(grads, weights.transpose(1, 2))
-                of_logits = chunks.view(grad_scratch, pairs, part)
-                matrix = torch.bmm(values[:, part], grads, out=of_logits.view_as(weights)).mul_(weights)
-                of_k[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
-                of_q.baddbmm_(keys[:, part].transpose(1, 2), matrix)
+                grad_values[:, :, part] += torch.bmm(grads, weights.transpose(1, 2))
+                grad_logits = chunks.view(grad_scratch, pairs, part)
+                matrix = torch.bmm(values[:, part], grads, out=grad_logits.view_as(weights)).mul_(weights)
+                grad_keys[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
+                grad_queries.baddbmm_(keys[:, part].transpose(1, 2), matrix)
                 if windows is not None:
-                    bias.backward(windows, of_logits, grad_rows, grad_first[pairs, part])
+                    bias.backward(windows, grad_logits, grad_rows, grad_first[pairs, part])
             target = chunks.tile(grad_q, pairs, tile)
-            torch.mul(of_q[:, :-1].view(target.shape), scale, out=target)
-        for total, part, factor in ((grad_k, of_k, 1 / LOG2_E), (grad_v, of_v, 1)):
+            torch.mul(grad_queries[:, :-1].view(target.shape), scale, out=target)
+        for total, part, factor in ((grad_k, grad_keys, 1 / LOG2_E), (grad_v, grad_values, 1)):
             part = part[:, :-1].transpose(1, 2).unflatten(0, (chunks.m, -1)).transpose(0, 1)
             torch.mul(part, factor, out=total[pairs])
     grads = [chunks.from_map(grad_q).to(q.dtype)]

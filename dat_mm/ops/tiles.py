@@ -112,7 +112,7 @@ def pad(x: Tensor, rows: Axis, columns: Axis, reach: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, *around)) if any(around) else x
 
 
-def halos_at_once(k: Tensor, v: Tensor, rows: Axis, columns: Axis, tiles: int) -> int:
+def rows_at_once(k: Tensor, v: Tensor, rows: Axis, columns: Axis, tiles: int) -> int:
     """How many rows of so many tiles are within the budget."""
     B, M, D = k.shape[0], k.shape[3], k.shape[4] + v.shape[4]
     return max(1, BUDGET // (B * M * D * rows.halo * columns.halo * tiles * k.element_size()))
@@ -134,7 +134,7 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
         strip = []
         for j, (left, across) in enumerate(columns.runs):
             parts = []
-            step = number if keeps else halos_at_once(k, v, rows, columns, across)
+            step = number if keeps else rows_at_once(k, v, rows, columns, across)
             x, width = left * columns.queries, (across - 1) * columns.queries
             for top in range(first, first + number, step):
                 down = min(step, first + number - top)

@@ -119,6 +119,12 @@ def test_parts_of_a_feed_forward_agree(monkeypatch, rows, conv, dtype):
             close(ops.feed_forward(**case, backend=backend), expected, dtype)
 
 
+def test_a_batch_of_none_has_parts_of_none():
+    case = feed_forward_case((0, 6, 7))
+    with torch.no_grad():
+        assert ops.feed_forward(**case, backend='parts').shape == (0, 6, 7, 8)
+
+
 def test_parts_are_small(monkeypatch):
     monkeypatch.setattr(parts, 'IN_CACHE', 2 * 6 * 7 * 32 * 4)
     sizes = []
