@@ -18,10 +18,10 @@ train_pipeline, test_pipeline = __train_pipeline, __test_pipeline
 train_dataloader = dict(batch_size=8, dataset=dict(pipeline=__train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=__test_pipeline))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=1.4e-3), paramwise_cfg=None)
+optim_wrapper = dict(optimizer=dict(lr=2.8e-3), paramwise_cfg=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=3, T_max=3, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=4, T_max=4, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=3)
+train_cfg = dict(max_epochs=4)
 auto_scale_lr = dict(base_batch_size=8)

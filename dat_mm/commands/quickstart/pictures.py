@@ -82,7 +82,7 @@ def draw_crops(predictions, path, *, columns=10, zoom=1) -> None:
 
 
 def write_palette_png(path, image, colours=256) -> None:
-    """Writes a PNG of so many colours, for which the noise of the scenes takes a third of the space."""
+    """Writes a PNG of at most so many colours, which keeps noisy pictures small."""
     import cv2
     from PIL import Image
 
