@@ -33,38 +33,38 @@ class Backend(NamedTuple):
     is_faster: Callable = _always  # whether it is faster, at this size, than what stands below it
 
 
-def _of(module, op: str, *rules: str) -> Backend:
+def _from(module, op: str, *rules: str) -> Backend:
     """The backend of a module: the function that is named as the op, and the module's functions for these rules."""
     return Backend(getattr(module, op), **{rule: getattr(module, rule) for rule in rules})
 
 
 DEFORMABLE = {
-    'triton': _of(fused_deformable, 'deformable_attention', 'why_not', 'is_faster'),
-    'separable': _of(separable, 'deformable_attention', 'why_not', 'is_faster'),
-    'dense': _of(dense, 'deformable_attention', 'why_not', 'is_faster'),
-    'reference': _of(reference, 'deformable_attention'),
+    'triton': _from(fused_deformable, 'deformable_attention', 'why_not', 'is_faster'),
+    'separable': _from(separable, 'deformable_attention', 'why_not', 'is_faster'),
+    'dense': _from(dense, 'deformable_attention', 'why_not', 'is_faster'),
+    'reference': _from(reference, 'deformable_attention'),
 }
 NEIGHBORHOOD = {
-    'triton': _of(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster'),
-    'tiles': _of(tiles, 'neighborhood_attention', 'why_not'),
-    'reference': _of(reference, 'neighborhood_attention'),
+    'triton': _from(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster'),
+    'tiles': _from(tiles, 'neighborhood_attention', 'why_not'),
+    'reference': _from(reference, 'neighborhood_attention'),
 }
 SAMPLING = {
-    'triton': _of(fused_sampling, 'sample_features', 'why_not', 'is_faster'),
-    'reference': _of(reference, 'sample_features'),
+    'triton': _from(fused_sampling, 'sample_features', 'why_not', 'is_faster'),
+    'reference': _from(reference, 'sample_features'),
 }
 WINDOW = {
-    'rows': _of(windows, 'window_attention', 'why_not', 'is_faster'),
-    'reference': _of(reference, 'window_attention'),
+    'rows': _from(windows, 'window_attention', 'why_not', 'is_faster'),
+    'reference': _from(reference, 'window_attention'),
 }
 LINEAR = {
-    'onednn': _of(onednn, 'linear', 'why_not'),
-    'reference': _of(reference, 'linear'),
+    'onednn': _from(onednn, 'linear', 'why_not'),
+    'reference': _from(reference, 'linear'),
 }
 FEED_FORWARD = {
-    'parts': _of(parts, 'feed_forward', 'why_not', 'is_faster'),
+    'parts': _from(parts, 'feed_forward', 'why_not', 'is_faster'),
     'layers': Backend(parts.layers),
-    'reference': _of(reference, 'feed_forward'),
+    'reference': _from(reference, 'feed_forward'),
 }
 TABLES = (DEFORMABLE, NEIGHBORHOOD, SAMPLING, WINDOW, LINEAR, FEED_FORWARD)
 
