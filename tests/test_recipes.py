@@ -323,7 +323,7 @@ def test_backbone(leaf):
         assert backbone.drop_path_rate == drop_path
     else:
         assert backbone.arch == arch
-        rates = [block.drop_path.rate for stage in model.backbone.stages for block in stage.blocks]
+        rates = [block.drop_path2.rate for stage in model.backbone.stages for block in stage.blocks]
         assert rates == pytest.approx([drop_path * i / (len(rates) - 1) for i in range(len(rates))])
     if parameters is not None:
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -205,7 +205,7 @@ def chosen(case, **options):
     return backends.choose(names, 'auto', call)
 
 
-def test_auto_takes_what_can_and_pays():
+def test_auto_takes_what_can_and_is_faster():
     large = deformable_case(torch.float32, H=40, W=40, T=(14, 14), K=1600)
     assert chosen(large) == 'separable'
     assert chosen(large, dropout=0.5) != 'separable'
