@@ -240,9 +240,8 @@ def learning_rates(schedulers, length, epoch_length, probes):
 
 def without_decay(rule, model, name, parameter):
     """The two rules of the recipes, in words of the models' own parameters."""
-    tables = ('relative_position_bias_table', 'position_bias_table', 'position_bias_conv', 'position_bias_mlp')
     parts = name.split('.')
-    if any(table in parts for table in tables):
+    if any(bias in parts for bias in ('relative_position_bias_table', 'position_bias')):
         return True
     if rule == 'imagenet':
         return parameter.ndim == 1 or parts[-1] == 'bias'
