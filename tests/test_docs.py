@@ -100,7 +100,7 @@ def test_links_lead_somewhere(page):
 @each_page
 def test_files_that_the_pages_name_exist(page):
     text = page.read_text()
-    for name in re.findall(r'\b(?:configs|tools|dat_mm|docs|requirements)/[\w./-]+\.(?:py|sh|md|txt)\b', text):
+    for name in re.findall(r'(?<![\w/-])(?:configs|tools|dat_mm|docs|requirements|tests)/[\w./-]+\.(?:py|sh|md|txt)\b', text):
         assert PLACEHOLDER.search(name) or (ROOT / name).is_file() or (page.parent / name).is_file(), name
 
 
