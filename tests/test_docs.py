@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.md') for path in ROOT.glob(pattern))
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
-PLACEHOLDER = re.compile(r'\b(NAME|FOLDER)\b')  # what the reader puts a name of their own for
+PLACEHOLDER = re.compile(r'(?:\b|_)(NAME|FOLDER)\b')  # what the reader puts a name of their own for
 each_page = pytest.mark.parametrize('page', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -99,8 +99,8 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_files_that_the_pages_name_exist(page):
-    text = page.read_text()
-    for name in re.findall(r'(?<![\w/-])(?:configs|tools|dat_mm|docs|requirements|tests)/[\w./-]+\.(?:py|sh|md|txt)\b', text):
+    folders = 'configs|tools|dat_mm|docs|requirements|tests'
+    for name in re.findall(rf'(?<![\w/-])(?:{folders})/[\w./-]+\.(?:py|sh|md|txt)\b', page.read_text()):
         assert PLACEHOLDER.search(name) or (ROOT / name).is_file() or (page.parent / name).is_file(), name
 
 

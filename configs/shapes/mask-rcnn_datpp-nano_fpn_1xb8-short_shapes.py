@@ -6,7 +6,7 @@ _base_ = 'mask-rcnn_datpp-nano_fpn_1xb4_shapes.py'
 
 __train_pipeline, __test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 __train_pipeline[2].update(scale=(112, 112))
-__test_pipeline[1].update(scale=(144, 144))  # trained at 112, one found more at 144 than at 128 or 112
+__test_pipeline[1].update(scale=(144, 144))  # of 112, 128 and 144 the best on the held-out scenes
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),  # 32 would pad 112 to 128
