@@ -132,8 +132,9 @@ def compile_wheel(python, pin, device, folder, scratch, log):
     environment = {'MAX_JOBS': str(max(1, min(cores, memory // 2_500_000_000))), 'MMCV_WITH_OPS': '1', **os.environ}
     environment['PATH'] = f'{Path(python).parent}{os.pathsep}{environment["PATH"]}'  # ninja is in there
     environment['TMPDIR'] = scratch
-    # Python's own flags ask for debugging symbols of everything in torch's headers; CFLAGS=-g before make gives them
-    environment['CFLAGS'] = f'-g0 {environment.get("CFLAGS", "")}'.rstrip()
+    # Python's own flags ask for debugging symbols, most of them of torch's headers. A CFLAGS that is set replaces all
+    # of these flags, -O3 among them, so they are repeated.
+    environment.setdefault('CFLAGS', f'{sysconfig.get_config_var("CFLAGS")} -g0')
     if device == 'cpu':
         environment['CUDA_VISIBLE_DEVICES'] = ''
     headers = Path(scratch, 'headers')
