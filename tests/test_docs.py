@@ -71,6 +71,11 @@ def test_commands_of_the_pages_name_tools_and_their_options(page):
             assert re.search(rf'{option}(?![\w-])', known), f'{option} is no option of it: {" ".join(words)}'
 
 
+def test_every_tool_is_on_a_page():
+    text = ''.join(page.read_text() for page in PAGES)
+    assert not [tool.stem for tool in sorted((ROOT / 'tools').glob('*.py')) if not re.search(rf'\b{tool.stem}\b', text)]
+
+
 @each_page
 def test_targets_of_make_exist(page):
     targets = set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))

@@ -217,12 +217,9 @@ def test_built_from_every_scope(scope):
 
 
 KINDS = {
-    'all kinds': dict(kinds=['LS', 'NX', 'PD', 'GX'], reduction=[1, 1, 2, 1], generation='datpp'),
+    'all kinds': dict(arch=[StageSpec(32, 2, ''.join(arch.KINDS), reduction=2)], out_indices=(0,)),
+    **{name: dict(position_bias=name) for name in arch.POSITION_BIASES},
     'pyramid': dict(kinds=['PP', 'PP', 'LD', 'LD'], reduction=[8, 4, 1, 1]),
-    'depthwise': dict(position_bias='depthwise'),
-    'fixed': dict(position_bias='fixed'),
-    'log': dict(position_bias='log'),
-    'none': dict(position_bias='none'),
     'no offsets': dict(offsets=False),
     'no offsets, datpp': dict(offsets=False, generation='datpp', key_stride=2),
     'range 4': dict(range_factor=4),
@@ -233,12 +230,6 @@ KINDS = {
     'not square': dict(img_size=(96, 64)),
     'five stages': dict(arch=[StageSpec(16 * i, i, 'D', groups=i) for i in (1, 2, 2, 3, 3)], out_indices=(4,)),
 }
-
-
-def test_the_cases_have_every_kind_and_position_bias():
-    letters = {letter for options in KINDS.values() for kinds in options.get('kinds', ()) for letter in kinds}
-    assert letters == set(arch.KINDS)
-    assert {options.get('position_bias', 'relative') for options in KINDS.values()} == set(arch.POSITION_BIASES)
 
 
 @pytest.mark.parametrize('options', KINDS.values(), ids=KINDS)
@@ -253,6 +244,15 @@ def test_every_kind_of_attention_runs_and_learns(options):
     assert trained == expected
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert all('offset_net' in name for name in frozen) and bool(frozen) == (options.get('offsets') is False)
+
+
+@pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate'])
+@pytest.mark.parametrize('kind', sorted(set(arch.KINDS) - {'X'}))
+def test_every_kind_of_attention_drops(kind, rate):
+    """It takes the rates of its Site. X is a convolution, and its block has no dropout but that of the MLP."""
+    attention = DAT([StageSpec(32, 2, kind, reduction=2)], out_indices=(0,), **{rate: 0.5}).stages[0].blocks[0].attn
+    x = torch.randn(1, 14, 14, 32)
+    assert not torch.equal(attention(x), attention(x))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from dat_mm import DAT
+from dat_mm.arch import POSITION_BIASES
 from dat_mm.convert import convert
 from dat_mm.weights import write_state_dict
 
@@ -79,6 +80,13 @@ def test_load_state_dict_resizes_too():
     source, model = small((64, 96)), small((128, 64))
     model.load_state_dict(source.state_dict())
     assert source.stages[0].blocks[1].attn.position_bias.table.shape == (2, 31, 47)
+
+
+@pytest.mark.parametrize('name', POSITION_BIASES)
+def test_every_position_bias_loads_at_another_resolution(name):
+    source, model = small(64, position_bias=name), small((96, 128), position_bias=name)
+    model.load_state_dict(source.state_dict())
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_fixed_bias_is_resized_as_at_run_time():
