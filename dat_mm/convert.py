@@ -73,8 +73,11 @@ def current_key(key: str) -> str:
     return _OLD.sub(r'\1position_bias.\2', key)
 
 
-def rename_old_keys(state_dict: dict, prefix: str = '') -> None:
-    """Gives the keys of an earlier version below a prefix their present names, in place."""
+def rename_old_keys(state_dict: dict, prefix: str = '', *_) -> None:
+    """Gives the keys of an earlier version below a prefix their present names, in place.
+
+    It is a hook of load_state_dict too, which passes more than it needs.
+    """
     for key in [key for key in state_dict if key.startswith(prefix) and current_key(key) != key]:
         state_dict[current_key(key)] = state_dict.pop(key)
 

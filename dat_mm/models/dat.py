@@ -94,9 +94,12 @@ class DAT(BaseModule):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(stages[i].dim))
 
-        self._register_load_state_dict_pre_hook(lambda state_dict, prefix, *_: fit_tables(self, state_dict, prefix))
+        self._register_load_state_dict_pre_hook(self._fit_tables)
         set_backend(self, backend)
         self._freeze()
+
+    def _fit_tables(self, state_dict, prefix, *_):
+        fit_tables(self, state_dict, prefix)
 
     def _freeze(self):
         if self.frozen_stages < 0:

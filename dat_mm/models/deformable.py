@@ -128,7 +128,7 @@ class DeformableAttention(nn.Module):
         self.proj_v = Projection(dim, dim)
         self.proj_out = Projection(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._register_load_state_dict_pre_hook(lambda state_dict, prefix, *_: rename_old_keys(state_dict, prefix))
+        self._register_load_state_dict_pre_hook(rename_old_keys)
         set_backend(self, backend)
 
     @classmethod

@@ -1,6 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Users can add kinds of attention and position biases. A name that nobody added is an error wherever it is given."""
 
+import copy
+import pickle
 import sys
 import warnings
 
@@ -215,6 +217,17 @@ def test_keys_of_earlier_versions_load(tmp_path):
         attention = model.stages[3].blocks[1].attn
         prefix = 'stages.3.blocks.1.attn.'
         attention.load_state_dict({k.removeprefix(prefix): v for k, v in old.items() if k.startswith(prefix)})
+
+
+@pytest.mark.parametrize('options', [{}, {'position_bias': 'log'}], ids=str)
+def test_a_model_is_pickled_and_copied_with_its_hooks(options):
+    """The hooks that fit a state dict were lambdas: no pickle took them, and those of a copy were of the original."""
+    model = DAT('dat-nano', **options)
+    other = DAT('dat-nano', img_size=96, **options).state_dict()
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        twin.load_state_dict(other)
+        (hook,) = twin._load_state_dict_pre_hooks.values()
+        assert getattr(hook, 'hook', hook).__self__ is twin
 
 
 def test_archs_are_of_known_kinds():
