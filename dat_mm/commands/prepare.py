@@ -6,8 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
+from ..engine.memory import keep_freed_memory
 from ..errors import UserError
 from .checks import check_data, check_weights
 from .config import PHASES, load_config
@@ -35,7 +37,9 @@ def prepare(
     `edit` is called with the config, to change what the options of that command ask for. `phases` are those whose data
     the command loads. `training` says that it trains, so that precision and initial weights matter.
     """
-    # options, data_root among them, first: every step below reads what they change
+    if get_device() == 'cpu':  # before anything large is made
+        keep_freed_memory()
+    # options, data_root among them, before all other changes: every step below reads what they change
     cfg = load_config(config, cfg_options)
     # whatever is built from the config is looked up in the registries of its toolbox
     import_toolbox(cfg)
