@@ -11,6 +11,7 @@ except ImportError as error:
 
 MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.dat'])
 DATASETS = parents.Registry('dataset', parent=parents.DATASETS, scope='dat_mm', locations=['dat_mm.datasets.toolboxes'])
+HOOKS = parents.Registry('hook', parent=parents.HOOKS, scope='dat_mm', locations=['dat_mm.visualize.hook'])
 RUNNERS = parents.Registry(
     'runner',
     parent=parents.RUNNERS,

@@ -8,6 +8,7 @@ from ..errors import UserError
 
 # What is logged beside the losses and the metrics, and not drawn; the learning rate is.
 BESIDES = {'base_lr', 'data_time', 'epoch', 'grad_norm', 'iter', 'lr', 'memory', 'momentum', 'step', 'time'}
+ASIDE = 'attention/'  # begins what dat_mm.AttentionHook logs: drawn where it is asked for, and no result
 LOWER_IS_BETTER = ('loss', 'error', 'mae', 'rmse')
 
 
@@ -51,7 +52,7 @@ def table(runs: dict) -> str:
     """Makes a Markdown table with a row for each run and metric."""
     rows = ['| run | metric | best | at | last |', '|---|---|---:|---:|---:|']
     for run, (training, metrics) in runs.items():
-        for name in sorted(metrics):
+        for name in sorted(name for name in metrics if not name.startswith(ASIDE)):
             step, value = best(name, metrics[name])
             last = metrics[name][max(metrics[name])]
             rows.append(f'| {run} | {name} | {value:.4g} | {step} | {last:.4g} |')
@@ -62,7 +63,7 @@ def table(runs: dict) -> str:
     return '\n'.join(rows) + '\n'
 
 
-def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
+def draw(runs: dict, part: int, keys, title: str):
     """Draws a panel for each key, with a line for each run; `part` is 0 for the training and 1 for the metrics."""
     from matplotlib.figure import Figure
 
@@ -83,10 +84,10 @@ def draw(runs: dict, part: int, keys, title: str, path: Path) -> None:
     if len(runs) > 1:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def _names(work_dirs) -> list[str]:
+def names_of(work_dirs) -> list[str]:
     """Names each run by the last part of its path, or by as many parts as tell the runs apart."""
     parts = [Path(work_dir).resolve().parts for work_dir in work_dirs]
     for count in range(1, max(map(len, parts)) + 1):
@@ -101,16 +102,16 @@ def analyze(work_dirs, *, out_dir=None, keys=None, quiet=False):
 
     `keys` chooses what is drawn; without it, all losses and the learning rate, and all metrics.
     """
-    runs = {name: read_run(work_dir) for name, work_dir in zip(_names(work_dirs), work_dirs, strict=True)}
+    runs = {name: read_run(work_dir) for name, work_dir in zip(names_of(work_dirs), work_dirs, strict=True)}
     folder = Path(out_dir or work_dirs[0])
     folder.mkdir(parents=True, exist_ok=True)
     known = set()
     for part, title in enumerate(('losses', 'metrics')):
         found = sorted({key for run in runs.values() for key in run[part]}, key=lambda key: (key != 'loss', key))
         known.update(found)
-        chosen = [key for key in found if keys is None or key in keys]
+        chosen = [key for key in found if (keys is None and not key.startswith(ASIDE)) or key in (keys or ())]
         if chosen:
-            draw(runs, part, chosen, title, folder / f'{title}.png')
+            draw(runs, part, chosen, title).savefig(folder / f'{title}.png', dpi=120)
     unknown = set(keys or ()) - known
     if unknown:
         raise UserError(f'--keys {" ".join(sorted(unknown))}: not logged; there are {", ".join(sorted(known))}')

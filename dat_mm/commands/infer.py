@@ -58,7 +58,11 @@ def _plain(value):
 
 
 class Detector:
-    """Predicts boxes, masks and scores, and keeps those whose score reaches a threshold."""
+    """Predicts boxes, masks and scores, and keeps those whose score reaches a threshold.
+
+    Each predictor is called with a picture and the file that it will be drawn to, and returns both the drawn picture
+    and what it found. `sample` gives the toolbox's own data sample of a picture, and draws nothing.
+    """
 
     def __init__(self, cfg, checkpoint, device, meta, score_thr):
         from mmdet.apis import DetInferencer
@@ -66,6 +70,11 @@ class Detector:
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.inferencer.model.dataset_meta = self.inferencer.visualizer.dataset_meta = meta
         self.meta, self.score_thr = meta, score_thr
+
+    def sample(self, image):
+        return self.inferencer(str(image), return_datasamples=True, no_save_vis=True, no_save_pred=True)['predictions'][
+            0
+        ]
 
     def __call__(self, image, out_file):
         result = self.inferencer(
@@ -87,6 +96,9 @@ class Segmentor:
         self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         self.inferencer.model.dataset_meta = {key: meta.get(key) for key in ('classes', 'palette')}
         self.meta = meta
+
+    def sample(self, image):
+        return self.inferencer(str(image), return_datasamples=True)
 
     def __call__(self, image, out_file):
         from PIL import Image
@@ -111,6 +123,9 @@ class Classifier:
         self.visualizer = UniversalVisualizer()
         self.classes = meta.get('classes') or self.inferencer.classes
 
+    def sample(self, image):
+        return self.inferencer(str(image), return_datasamples=True)[0]
+
     def __call__(self, image, out_file):
         import mmcv
 
@@ -129,18 +144,33 @@ class Classifier:
 PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
 
 
-def infer(image, config, checkpoint, *, out_dir='predictions', device=None, score_thr=0.3, cfg_options=()):
-    """Writes drawn pictures and predictions.json into `out_dir`, and returns the predictions by file name."""
+def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_options=(), edit=None):
+    """Makes the predictor of a config's toolbox with the weights of a checkpoint.
+
+    `edit` is called with the config before anything is built from it.
+    """
+
+    def edit_all(cfg):
+        load_nothing_else(cfg)
+        if edit is not None:
+            edit(cfg)
+
     matplotlib.use('Agg')
-    images = find_images(image)
     content = open_checkpoint(checkpoint)
-    cfg = prepare(config, cfg_options, edit=load_nothing_else)
+    cfg = prepare(config, cfg_options, edit=edit_all)
     meta = dataset_meta(cfg)
     # a checkpoint may tell the names of the classes that it was trained on
     meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
     meta.setdefault('palette', 'random')
     predict = PREDICTORS[cfg.default_scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
     check_fit(predict.inferencer.model, content, checkpoint)
+    return predict
+
+
+def infer(image, config, checkpoint, *, out_dir='predictions', device=None, score_thr=0.3, cfg_options=()):
+    """Writes drawn pictures and predictions.json into `out_dir`, and returns the predictions by file name."""
+    images = find_images(image)
+    predict = load_predictor(config, checkpoint, device=device, score_thr=score_thr, cfg_options=cfg_options)
 
     import mmcv
 

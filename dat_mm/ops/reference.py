@@ -37,11 +37,10 @@ def average_values(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
-def interpolate_table(table: Tensor, points: Tensor, height: int, width: int, convention: str) -> Tensor:
-    """The bias (B, M, Q, K): the table (M, 2T_h-1, 2T_w-1) at displacements of queries from points (B, G, K, 2)."""
+def interpolate_table(table: Tensor, points: Tensor, queries: Tensor) -> Tensor:
+    """The bias (B, M, Q, K): the table (M, 2T_h-1, 2T_w-1) at displacements of queries (Q, 2) from points (B, G, K, 2)."""
     dtype = grid.coordinate_dtype(table, points)
     B, G, K, _ = points.shape
-    queries = grid.query_grid(height, width, convention, dtype, points.device).flatten(0, 1)
     displacement = (queries[:, None] - points[:, :, None]) / 2  # (B, G, Q, K, 2)
     tables = table.unflatten(0, (G, -1)).expand(B, -1, -1, -1, -1)  # head m is of group m // (M / G)
     bias = grid.sample(tables.flatten(0, 1).to(dtype), displacement.flatten(0, 1))  # (B G, M/G, Q, K)
@@ -52,7 +51,9 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
     H, W = q.shape[2:4]
     logits = (q.flatten(2, 3) * scale) @ k.transpose(-2, -1)  # (B, M, Q, K)
     if table is not None:
-        logits = logits + interpolate_table(table, points, H, W, convention)
+        dtype = grid.coordinate_dtype(table, points)
+        queries = grid.query_grid(H, W, convention, dtype, points.device).flatten(0, 1)
+        logits = logits + interpolate_table(table, points, queries)
     if bias is not None:
         logits = logits + bias
     return average_values(logits, v, dropout).unflatten(2, (H, W))

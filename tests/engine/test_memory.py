@@ -24,7 +24,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how, **environment):
-    result = subprocess.run([sys.executable, '-c', FAULTS, how], capture_output=True, text=True, env=environment or None)
+    result = subprocess.run(
+        [sys.executable, '-c', FAULTS, how], capture_output=True, text=True, env=environment or None
+    )
     if 'no glibc' in result.stderr:
         pytest.skip('no glibc')
     assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -25,6 +26,7 @@ DETECTORS = ('pretrained', 'scratch')
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'dat_mm')
 FIGURES = dict(box_AP50='bbox_mAP_50', mask_AP50='segm_mAP_50', box_AP='bbox_mAP', mask_AP='segm_mAP')
 ACCURACY = 'accuracy/top1'
+SHOWN = 1  # which of the held-out scenes attention.html is of
 
 
 def usable_cores() -> int:
@@ -69,6 +71,7 @@ class Quickstart:
         one_by_one = self.device == 'cpu' and usable_cores() == 1
         for names in [[name] for name in DETECTORS] if one_by_one else [DETECTORS]:
             self.train(names)
+        self.make_pages()
         summary = self.report(side_by_side=not one_by_one)
         self.screen.end(ending(summary, self.work_dir, self.data_root, self.root))
         return summary
@@ -224,6 +227,38 @@ class Quickstart:
         (self.work_dir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n')
         return summary
 
+    def make_pages(self):
+        """The page of what the trained detector looks at, and the report of both detectors."""
+        tools, folder = self.root / 'tools', self.work_dir / 'pretrained'
+        options = ['--cfg-options', *self.options(DETECTOR)[0]]
+        picture = sorted((self.data_root / 'images/val').iterdir())[SHOWN]
+        commands = {
+            'attention': [
+                *(tools / 'visualize_attention.py', picture, folder / f'{DETECTOR}.py'),
+                *(self.steps['pretrained'].result['checkpoint'], '--out', self.work_dir / 'attention.png'),
+                *('--html', self.work_dir / 'attention.html', *options),
+            ],
+            'report': [
+                *(tools / 'report.py', *(self.work_dir / name for name in DETECTORS)),
+                *('--out', self.work_dir / 'report.html'),
+            ],
+        }
+        made_from = {name: self.steps[name].result['checkpoint'] for name in DETECTORS}
+        step = self.steps['pages'] = Step(self.work_dir / 'pages', **made_from)
+        if step.done and all((self.work_dir / f'{name}.html').is_file() for name in commands):
+            return
+        self.screen.say('what the detector looks at, and a report of both')
+        step.save()
+        place = dict(OMP_NUM_THREADS=str(max(1, usable_cores() // 2)))
+        run_all(
+            {
+                name: ([sys.executable, '-W', 'ignore', *map(str, line)], place, step.folder / f'{name}.txt')
+                for name, line in commands.items()
+            },
+            lambda name, line: None,
+        )
+        step.save(list(commands))
+
 
 def quickstart(root, *, work_dir='work_dirs/quickstart', data_root=None, scenes=None, epochs=None):
     """Runs the quickstart and returns what it leaves in summary.json.
@@ -251,6 +286,8 @@ def ending(summary, work_dir, data_root, root) -> str:
   from scratch         {summary['scratch_box_AP50']:8.3f}   {summary['scratch_mask_AP50']:9.3f}
   {summary['seconds'] / 60:.1f} minutes on {summary['device']}. In {work_dir}:
     predictions.png  held-out scenes: the truth, and what the two models found
+    attention.html   what the detector looks at: open it in a browser and click
+    report.html      both runs side by side: curves, results, predictions, attention
     losses.png, summary.json; pretrained/ and scratch/ with checkpoints, logs, configs; remove all to start over
   Predictions for pictures of your choice:
     python {tools}/infer.py {data_root}/images/val {work_dir}/pretrained/{DETECTOR}.py \\

@@ -1,0 +1,150 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""What tools/visualize_attention.py does: figures and pages of what a trained model's deformable attention looks at."""
+
+import os
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from ..errors import UserError
+from ..visualize import Box, Placement, View, record
+from ..visualize.figures import FIGURES, SUFFIXES, short_name
+from ..visualize.view import read_picture
+from .infer import find_images, load_predictor
+
+GALLERY = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title><!--TITLE--></title>
+<style>
+body { font: 15px system-ui, sans-serif; margin: 1rem auto; max-width: 1300px; padding: 0 1rem; }
+img { max-width: 100%; }
+h2 { font-size: 1rem; margin: 1.2rem 0 0.3rem; }
+</style>
+<h1><!--TITLE--></h1>
+<!--PARTS-->
+</html>
+"""
+
+
+def see_whole(cfg) -> None:
+    """Lets a segmentor see each picture at once. In sliding windows, the recording would be of the last window."""
+    if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
+        cfg.model.test_cfg = dict(mode='whole')
+
+
+def boxes_of(sample, classes, score_thr: float) -> list[Box]:
+    """Lists the detections of a data sample, the surest first; none where it is not of a detector."""
+    found = getattr(sample, 'pred_instances', None)
+    if found is None or 'bboxes' not in found or 'scores' not in found:
+        return []
+    boxes = [
+        Box(*(float(n) for n in box), classes[int(label)] if classes else str(int(label)), float(score))
+        for box, label, score in zip(
+            found.bboxes.detach().cpu().tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+        if score >= score_thr
+    ]
+    return sorted(boxes, key=lambda box: -box.score)
+
+
+def look(predictor, image, *, score_thr=0.3, **options) -> View:
+    """Records a predictor's model on a picture, and returns the view of it."""
+    with record(predictor.inferencer.model) as recording:
+        sample = predictor.sample(image)
+    picture = read_picture(image)
+    placement = Placement.from_meta(sample.metainfo, (picture.shape[1], picture.shape[0]))
+    meta = getattr(predictor, 'meta', {}) or {}
+    boxes = boxes_of(sample, meta.get('classes'), score_thr)
+    return View(recording, picture, placement, boxes=boxes, title=Path(image).name, **options)
+
+
+def plan(images, is_folder, out, figures, html) -> dict:
+    """Finds where everything is written: {picture: ({kind: file}, page or None)}."""
+    unknown = [kind for kind in figures if kind not in FIGURES]
+    if unknown:
+        raise UserError(f'--figure {unknown[0]} is not one of {", ".join(FIGURES)}')
+    out, html = Path(out), html and Path(html)
+    as_file = out.suffix.lower() in SUFFIXES
+    if out.suffix and not as_file and not out.is_dir():
+        raise UserError(f'--out {out}: a figure ends in {", ".join(SUFFIXES)}; the page is --html OUT.html')
+    if as_file and (is_folder or len(figures) > 1):
+        raise UserError(f'--out {out} is one file, and there are {len(images) * len(figures)} figures: name a folder')
+    if html and is_folder == (html.suffix.lower() in ('.html', '.htm')):
+        rule = 'a folder of pictures needs a folder for its pages' if is_folder else 'the page must end in .html'
+        raise UserError(f'--html {html}: {rule}')
+    stems = [image.stem for image in images]
+    found = {}
+    for image in images:
+        # two pictures may differ in their suffix alone
+        name = image.stem if stems.count(image.stem) == 1 else image.name
+        many = len(figures) > 1
+        files = {kind: out if as_file else out / f'{name}{f"_{kind}" if many else ""}.png' for kind in figures}
+        found[image] = files, html and (html / f'{name}.html' if is_folder else html)
+    return found
+
+
+def write_gallery(path: Path, title: str, entries) -> None:
+    """Writes a page that shows the figures of all pictures, each with a link to its interactive page if it has one."""
+    parts = []
+    for image, (files, page) in entries.items():
+        name = escape(image.name)
+        heading = f'<a href="{link(page, path)}">{name}</a>' if page else name
+        shown = [
+            f'<img loading="lazy" src="{link(file, path)}" alt="{kind} of {name}">' for kind, file in files.items()
+        ]
+        parts.append(f'<section><h2>{heading}</h2>{"".join(shown)}</section>')
+    text = GALLERY.replace('<!--TITLE-->', escape(title)).replace('<!--PARTS-->', '\n'.join(parts))
+    path.write_text(text, encoding='utf-8')
+
+
+def link(file: Path, page: Path) -> str:
+    """Makes the address of a file as a page beside it would give it."""
+    return quote(Path(os.path.relpath(file, page.parent)).as_posix())
+
+
+def visualize_attention(
+    image,
+    config,
+    checkpoint,
+    *,
+    layer=None,
+    query=None,
+    topk=60,
+    figure=('overview',),
+    out='attention',
+    html=None,
+    device=None,
+    score_thr=0.3,
+    cfg_options=(),
+):
+    """Writes figures, and the interactive page if `html` says where, and returns the paths of all files."""
+    images = find_images(image)
+    is_folder = Path(image).is_dir()
+    entries = plan(images, is_folder, out, figure, html)
+    predictor = load_predictor(
+        config, checkpoint, device=device, score_thr=score_thr, cfg_options=cfg_options, edit=see_whole
+    )
+    written = []
+    for path, (files, page) in entries.items():
+        view = look(predictor, path, score_thr=score_thr, layer_name=layer, query=query, topk=topk)
+        for kind, file in files.items():
+            written.append(view.save(file, kind))
+        if page:
+            written.append(view.save(page))
+        x, y = view.query
+        told = ', '.join(str(file) for file in (*files.values(), page) if file)
+        print(f'{path.name}: {short_name(view.layer_name)}, query {x:g},{y:g}: {told}')
+    chosen = view.layer
+    print(f'layer {chosen}')
+    others = [name for name in view.recording if name != chosen.name]
+    if others:
+        print(f'other layers: {", ".join(others)}')
+    if is_folder:
+        gallery = Path(out) / 'index.html'
+        write_gallery(gallery, f'Deformable attention in {Path(image).name}', entries)
+        written.append(gallery)
+        print(f'gallery: {gallery}')
+    return written
