@@ -144,6 +144,13 @@ class Classifier:
 PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
 
 
+def as_palette(colours):
+    """Returns the colours of the classes as mmdet draws them: it takes a tuple for one colour."""
+    if colours is None:
+        return 'random'
+    return list(colours) if isinstance(colours, tuple) and not isinstance(colours[0], int) else colours
+
+
 def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_options=(), edit=None):
     """Makes the predictor of a config's toolbox with the weights of a checkpoint.
 
@@ -161,7 +168,7 @@ def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_option
     meta = dataset_meta(cfg)
     # a checkpoint may tell the names of the classes that it was trained on
     meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
-    meta.setdefault('palette', 'random')
+    meta['palette'] = as_palette(meta.get('palette'))
     predict = PREDICTORS[cfg.default_scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
     check_fit(predict.inferencer.model, content, checkpoint)
     return predict

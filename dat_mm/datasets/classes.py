@@ -2,7 +2,8 @@
 """Names and colours of the classes of Shapes, as the toolboxes want them. Imports nothing."""
 
 CLASSES = ('arrow', 'crescent', 'cross', 'disc', 'ring', 'square', 'star', 'triangle')
-PALETTE = (
+# a list: mmdet takes a tuple for one colour
+PALETTE = [
     (31, 119, 180),
     (255, 127, 14),
     (44, 160, 44),
@@ -11,9 +12,9 @@ PALETTE = (
     (255, 221, 51),
     (227, 119, 194),
     (23, 190, 207),
-)
+]
 
 # For detection and classification: eight classes.
 SHAPES_METAINFO = {'classes': CLASSES, 'palette': PALETTE}
 # For segmentation: in the files 0 is unlabelled (crowds), 1 the background, 2 to 9 the shapes.
-SHAPES_SEGMENTATION_METAINFO = {'classes': ('background', *CLASSES), 'palette': ((120, 120, 120), *PALETTE)}
+SHAPES_SEGMENTATION_METAINFO = {'classes': ('background', *CLASSES), 'palette': [(120, 120, 120), *PALETTE]}

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from ..errors import UserError
 from .fields import deformable_attention, receptive_fields
 from .layer import Layer
-from .statistics import offset_statistics, similarity_by_depth
+from .statistics import similarity_by_depth
 from .view import View
 
 # Okabe and Ito's colours, which people who are colour-blind tell apart; more groups begin again

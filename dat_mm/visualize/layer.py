@@ -145,7 +145,7 @@ class Layer:
 
     def _numbers(self, queries) -> Tensor:
         numbers = torch.atleast_1d(torch.as_tensor(queries, device=self.q.device))
-        if len(numbers) and not (0 <= int(numbers.min()) and int(numbers.max()) < self.queries):
+        if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.queries):
             raise IndexError(f'queries {queries} are not all among the {self.queries} of {self.name}')
         return numbers
 

@@ -104,12 +104,11 @@ def _backbones(model: nn.Module):
 def _find_sites(model: nn.Module) -> dict[str, _Site]:
     sites = {name: _Site(module) for name, module in model.named_modules() if isinstance(module, DeformableAttention)}
     for prefix, backbone in _backbones(model):
-        places = strides(backbone)
-        for stage, module in enumerate(backbone.stages):
+        for stage, (first, step) in enumerate(strides(backbone)):
             start = f'{prefix}.' * bool(prefix) + f'stages.{stage}.'
             for name, site in sites.items():
                 if name.startswith(start):
-                    site.stage, (site.first, site.step) = stage, places[stage]
+                    site.stage, site.first, site.step = stage, first, step
     return sites
 
 

@@ -219,7 +219,8 @@ def test_a_screen_reader_is_told(open_page):
     page = open_page(view)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('select, input, button, [role="img"]')].filter((e) =>
-        !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).map((e) => e.id)"""
+        !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.[0]?.textContent.trim()))
+        .map((e) => e.id)"""
     )
     assert nameless == []
     text = page.locator('#summary').inner_text()

@@ -230,13 +230,12 @@ class Quickstart:
     def make_pages(self):
         """The page of what the trained detector looks at, and the report of both detectors."""
         tools, folder = self.root / 'tools', self.work_dir / 'pretrained'
-        options = ['--cfg-options', *self.options(DETECTOR)[0]]
         picture = sorted((self.data_root / 'images/val').iterdir())[SHOWN]
         commands = {
             'attention': [
                 *(tools / 'visualize_attention.py', picture, folder / f'{DETECTOR}.py'),
                 *(self.steps['pretrained'].result['checkpoint'], '--out', self.work_dir / 'attention.png'),
-                *('--html', self.work_dir / 'attention.html', *options),
+                *('--html', self.work_dir / 'attention.html'),
             ],
             'report': [
                 *(tools / 'report.py', *(self.work_dir / name for name in DETECTORS)),
