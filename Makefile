@@ -48,6 +48,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/oxlint --deny-warnings dat_mm
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 """What tools/infer.py does: it predicts on pictures with the toolbox's own inferencer, and draws what it finds."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -9,8 +10,10 @@ import numpy as np
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
+from ..convert import convert, is_official
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
+from ..weights import read_state_dict, write_state_dict
 from .config import nodes
 from .prepare import prepare
 
@@ -151,8 +154,21 @@ def as_palette(colours):
     return list(colours) if isinstance(colours, tuple) and not isinstance(colours[0], int) else colours
 
 
+def converted(checkpoint, folder):
+    """Writes a checkpoint of the authors into a folder as the toolboxes load it; any other is returned as it is."""
+    try:
+        official = read_state_dict(checkpoint)
+    except (OSError, ValueError):
+        return checkpoint  # whoever opens it next says what is wrong
+    if not is_official(official):
+        return checkpoint
+    path = Path(folder, f'{Path(checkpoint).stem}.pth')
+    write_state_dict(convert(official), path)
+    return path
+
+
 def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_options=(), edit=None):
-    """Makes the predictor of a config's toolbox with the weights of a checkpoint.
+    """Makes the predictor of a config's toolbox with the weights of a checkpoint, which may be one of the authors'.
 
     `edit` is called with the config before anything is built from it.
     """
@@ -163,14 +179,16 @@ def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_option
             edit(cfg)
 
     matplotlib.use('Agg')
-    content = open_checkpoint(checkpoint)
-    cfg = prepare(config, cfg_options, edit=edit_all)
-    meta = dataset_meta(cfg)
-    # a checkpoint may tell the names of the classes that it was trained on
-    meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
-    meta['palette'] = as_palette(meta.get('palette'))
-    predict = PREDICTORS[cfg.default_scope](cfg, str(checkpoint), device or get_device(), meta, score_thr)
-    check_fit(predict.inferencer.model, content, checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        file = converted(checkpoint, folder)
+        content = open_checkpoint(file)
+        cfg = prepare(config, cfg_options, edit=edit_all)
+        meta = dataset_meta(cfg)
+        # a checkpoint may tell the names of the classes that it was trained on
+        meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
+        meta['palette'] = as_palette(meta.get('palette'))
+        predict = PREDICTORS[cfg.default_scope](cfg, str(file), device or get_device(), meta, score_thr)
+        check_fit(predict.inferencer.model, content, checkpoint)
     return predict
 
 

@@ -125,7 +125,15 @@ def test_what_is_missing_is_told_in_one_line(tool, arguments):
 def test_train_test_infer_browse_analyze(scope, tiny_config, tiny_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = tiny_config(scope).rename(tmp_path / f'tiny_{scope}.py')
-    run('train', config, '--seed', 1, '--tensorboard')
+    run(
+        'train',
+        config,
+        '--seed',
+        1,
+        '--tensorboard',
+        '--cfg-options',
+        'default_hooks.attention.type=dat_mm.AttentionHook',
+    )
     work_dir = tmp_path / f'work_dirs/tiny_{scope}'
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     assert list(work_dir.rglob('events.out.tfevents.*'))
@@ -167,6 +175,20 @@ def test_train_test_infer_browse_analyze(scope, tiny_config, tiny_data, tmp_path
     assert (work_dir / 'results.md').read_text() in table
     assert len({picture.std() > 1 for picture in pictures(work_dir)}) == 1
     assert (work_dir / 'losses.png').exists() and (work_dir / 'metrics.png').exists()
+
+    shown = sorted(work_dir.rglob('vis_image/attention_overview_*.png'))
+    assert len(shown) == 3 and np.asarray(Image.open(shown[0])).std() > 10
+    logged = ''.join(path.read_text() for path in work_dir.rglob('scalars.json'))
+    assert logged.count('"attention/backbone.stages.3.blocks.1.attn/offset"') == 3
+    assert 'attention/' not in table
+
+    run('report', work_dir, '--samples', 2, '--out', 'report.html')
+    page = Path('report.html').read_text()
+    for part in ('Results', 'Curves', 'Sample predictions', 'Attention', 'Config', 'Environment'):
+        assert f'<h2>{part}</h2>' in page
+    assert page.count('alt="predictions on ') == page.count('alt="attention in ') == 2
+    assert 'alt="curves of attention"' in page and 'dat_mm.AttentionHook' in page and 'sys.platform' in page
+    assert METRICS[scope].split('/')[-1] in page or 'Accuracy' in page or 'box AP' in page
 
     with pytest.raises(SystemExit, match='is not of this model'):
         torch.save({'state_dict': {'backbone.a': torch.zeros(1)}}, 'other.pth')

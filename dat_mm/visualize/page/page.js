@@ -350,9 +350,12 @@
     const layer = layers[state.layer];
     const { query, weights, chosen } = state.shown;
     const [x, y] = placeOfPixel(layer, query.row, query.column).map(Math.round);
-    let all = 0;
-    let some = 0;
-    for (let i = 0; i < weights.length; i++) if (shownGroup(layer, Math.floor(i / layer.keys))) all += weights[i];
+    let [all, some, count] = [0, 0, 0];
+    for (let i = 0; i < weights.length; i++) {
+      if (!shownGroup(layer, Math.floor(i / layer.keys))) continue;
+      all += weights[i];
+      count += 1;
+    }
     for (const i of chosen) some += weights[i];
     const whose = state.whose === 'all' ? 'All queries' : `The query at x ${x}, y ${y}`;
     const parts = [
@@ -360,7 +363,7 @@
       state.group === 'all' ? `${layer.groups === 1 ? 'one group' : `${layer.groups} groups`}` : `group ${state.group}`,
     ];
     find('summary').textContent =
-      `${whose} in ${layer.label} (${parts.join(', ')}): the ${chosen.length} strongest of ${layer.keys} keys hold ` +
+      `${whose} in ${layer.label} (${parts.join(', ')}): the ${chosen.length} strongest of ${count} points hold ` +
       `${percent(some / (all || 1))} of the attention. Points are ${layer.meanOffset.toFixed(1)} pixels from the grid on ` +
       `average, ${layer.maxOffset.toFixed(0)} at most.`;
     canvas.setAttribute('aria-label', `Picture. ${find('summary').textContent}`);
@@ -441,7 +444,7 @@
 
   // ---- Controls
 
-  function fill(select, entries) {
+  function setOptions(select, entries) {
     select.replaceChildren(...entries.map(([value, text]) =>
       Object.assign(document.createElement('option'), { value, textContent: text })));
   }
@@ -450,8 +453,8 @@
     state.layer = (number + layers.length) % layers.length;
     const layer = layers[state.layer];
     find('layer').value = String(state.layer);
-    fill(find('head'), [['all', `all ${layer.heads}`], ...Array.from({ length: layer.heads }, (_, m) => [m, `head ${m}`])]);
-    fill(find('group'), [['all', `all ${layer.groups}`], ...Array.from({ length: layer.groups }, (_, g) => [g, `group ${g}`])]);
+    setOptions(find('head'), [['all', `all ${layer.heads}`], ...Array.from({ length: layer.heads }, (_, m) => [m, `head ${m}`])]);
+    setOptions(find('group'), [['all', `all ${layer.groups}`], ...Array.from({ length: layer.groups }, (_, g) => [g, `group ${g}`])]);
     chooseHead('all');
     chooseGroup('all');
     find('topk').max = String(Math.min(400, layer.groups * layer.keys));
@@ -548,7 +551,7 @@
   }
 
   function connect() {
-    fill(find('layer'), layers.map((layer, i) => [i, `${layer.label} (${layer.map[1]}×${layer.map[0]})`]));
+    setOptions(find('layer'), layers.map((layer, i) => [i, `${layer.label} (${layer.map[1]}×${layer.map[0]})`]));
     find('film').replaceChildren(...layers.map((layer, i) => {
       const button = Object.assign(document.createElement('button'), { type: 'button' });
       const details = Object.assign(document.createElement('span'), {
@@ -608,7 +611,7 @@
     find('exactness').textContent = text;
   }
 
-  async function start() {
+  async function openPage() {
     image.src = header.picture.source;
     const [buffer] = await Promise.all([unpack(find('data').textContent), image.decode()]);
     find('data').remove();
@@ -627,7 +630,7 @@
   // what the tests, and a curious reader, ask in the console
   window.deformableAttention = { state, layers, nearestQuery, pointWeights, places };
 
-  start().catch((error) => {
+  openPage().catch((error) => {
     find('summary').textContent = `This page cannot be shown: ${error.message}`;
     throw error;
   });
