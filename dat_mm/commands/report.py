@@ -40,13 +40,10 @@ class Run:
     name: str
     folder: Path
     config: Path | None
+    config_name: str
     checkpoint: Path | None
     training: dict
     metrics: dict
-
-    @property
-    def config_name(self) -> str:
-        return self.config.stem if self.config else '-'
 
 
 def read(name: str, folder: Path) -> Run:
@@ -54,9 +51,17 @@ def read(name: str, folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f'{folder}: no such work dir')
     training, metrics = analyze.read_run(folder)
-    # a run that was tested has its results in folders of their own
-    configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    return Run(name, folder, configs[-1] if configs else None, latest_checkpoint(folder), training, metrics)
+    named = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    # a test with --tta writes its own config over the one in the folder; that of the training is beside its log
+    trained = [path for path in sorted(folder.glob('*/vis_data/config.py')) if '"lr"' in log_beside(path)]
+    config = (trained or named or [None])[-1]
+    config_name = named[-1].stem if named else '-'
+    return Run(name, folder, config, config_name, latest_checkpoint(folder), training, metrics)
+
+
+def log_beside(config: Path) -> str:
+    log = config.with_name('scalars.json')
+    return log.read_text() if log.is_file() else ''
 
 
 def published(config_name: str) -> tuple[dict, str]:
@@ -233,7 +238,7 @@ def config_text(run: Run) -> str:
     if run.config is None:
         return tag('p', 'None was found.', class_='soft')
     text = run.config.read_text(errors='replace')
-    return tag('details', tag('summary', escape(run.config.name)) + tag('pre', escape(text)))
+    return tag('details', tag('summary', escape(f'{run.config_name}.py')) + tag('pre', escape(text)))
 
 
 def report(work_dirs, *, out=None, samples=4, device=None, score_thr=0.3) -> Path:

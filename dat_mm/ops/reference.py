@@ -38,7 +38,7 @@ def average_values(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def interpolate_table(table: Tensor, points: Tensor, queries: Tensor) -> Tensor:
-    """The bias (B, M, Q, K): a table (M, 2T_h-1, 2T_w-1) at displacements of queries (Q, 2) from points (B, G, K, 2)."""
+    """The bias (B, M, Q, K) of a table (M, 2T_h-1, 2T_w-1), for queries (Q, 2) and points (B, G, K, 2)."""
     dtype = grid.coordinate_dtype(table, points)
     B, G, K, _ = points.shape
     displacement = (queries[:, None] - points[:, :, None]) / 2  # (B, G, Q, K, 2)

@@ -217,13 +217,17 @@ def bias(view: View) -> Figure:
     limit = float(np.abs(at_keys if maps is None else maps).max()) or 1.0
     norm = TwoSlopeNorm(0, -limit, limit)
     height, width = layer.map_size
+    corners = view.in_picture(layer.map_grid.to_input(np.array([(-0.5, -0.5), (width - 0.5, height - 0.5)])))
+    extent = (*corners[:, 0], *corners[::-1, 1])
     for head, axis in enumerate(axes):
         _picture(axis, view, f'head {head}', dim=0.5)
+        limits = axis.get_xlim(), axis.get_ylim()
         if maps is not None:
-            shown = axis.pcolormesh(
-                *np.moveaxis(view.in_picture(layer.map_grid.centres()), -1, 0), maps[head], norm=norm, cmap='RdBu_r',
-                alpha=0.75, shading='gouraud' if min(height, width) > 1 else 'nearest', rasterized=True,
-            )  # fmt: skip
+            # a map that was flipped has its left on the right, which an extent can say
+            shown = axis.imshow(
+                maps[head], extent=extent, norm=norm, cmap='RdBu_r', alpha=0.7, interpolation='bilinear'
+            )
+            axis.set(xlim=limits[0], ylim=limits[1])
         else:
             places = view.in_picture(layer.points_in_input)[layer.group_of(head)]
             shown = axis.scatter(*places.T, c=at_keys[head], norm=norm, cmap='RdBu_r', s=9, linewidths=0)
@@ -293,6 +297,7 @@ def similarity(view: View) -> Figure:
     axis.plot(at, means, marker='o', markersize=4, color='#D55E00', label='mean over heads')
     axis.set_xticks(at, [short_name(layer.name) for layer in layers], fontsize=7, rotation=30, ha='right')
     axis.set(ylim=(0, 1.02))
+    axis.set_title('how alike the attention of two queries is', fontsize=8)
     axis.set_ylabel('mean cosine of two queries’ attention', fontsize=8)
     axis.tick_params(axis='y', labelsize=7)
     axis.grid(axis='y', alpha=0.3)

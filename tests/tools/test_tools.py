@@ -177,15 +177,16 @@ def test_train_test_infer_browse_analyze(scope, tiny_config, tiny_data, tmp_path
     assert (work_dir / 'losses.png').exists() and (work_dir / 'metrics.png').exists()
 
     shown = sorted(work_dir.rglob('vis_image/attention_overview_*.png'))
-    assert len(shown) == 3 and np.asarray(Image.open(shown[0])).std() > 10
     logged = ''.join(path.read_text() for path in work_dir.rglob('scalars.json'))
-    assert logged.count('"attention/backbone.stages.3.blocks.1.attn/offset"') == 3
+    assert len(shown) == logged.count('"attention/backbone.stages.3.blocks.1.attn/offset"') >= 3
+    assert np.asarray(Image.open(shown[0])).std() > 10
     assert 'attention/' not in table
 
     run('report', work_dir, '--samples', 2, '--out', 'report.html')
     page = Path('report.html').read_text()
     for part in ('Results', 'Curves', 'Sample predictions', 'Attention', 'Config', 'Environment'):
         assert f'<h2>{part}</h2>' in page
+    assert 'None: ' not in page
     assert page.count('alt="predictions on ') == page.count('alt="attention in ') == 2
     assert 'alt="curves of attention"' in page and 'dat_mm.AttentionHook' in page and 'sys.platform' in page
     assert METRICS[scope].split('/')[-1] in page or 'Accuracy' in page or 'box AP' in page
