@@ -26,6 +26,7 @@ def parse_args(argv=None):
         help='overview, points, attention, keys, heads, fields, bias, depth, offsets, similarity (%(default)s)',
     )
     parser.add_argument('--out', default='attention', help='folder, or a .png, .pdf or .svg file (%(default)s)')
+    parser.add_argument('--dpi', type=int, default=200, help='pixels per inch of a PNG (%(default)s)')
     parser.add_argument('--html', metavar='OUT.html', help='also write the interactive page; of a folder, a folder')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below it (%(default)s)')

@@ -3,6 +3,7 @@
 
 import base64
 import io
+import json
 import tempfile
 from dataclasses import dataclass
 from html import escape
@@ -30,6 +31,7 @@ RESULTS = {
     'Top 1 Accuracy': ('accuracy/top1', 1),
     'Top 5 Accuracy': ('accuracy/top5', 1),
 }
+STAMP = '[0-9]*_[0-9]*'  # the names that mmengine makes of the date and the time
 LONGEST = 900  # pixels along a side of a picture on the page
 
 
@@ -51,12 +53,25 @@ def read(name: str, folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f'{folder}: no such work dir')
     training, metrics = analyze.read_run(folder)
+    add_tests(folder, metrics)
     named = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     # a test with --tta writes its own config over the one in the folder; that of the training is beside its log
     trained = [path for path in sorted(folder.glob('*/vis_data/config.py')) if '"lr"' in log_beside(path)]
     config = (trained or named or [None])[-1]
     config_name = named[-1].stem if named else '-'
     return Run(name, folder, config, config_name, latest_checkpoint(folder), training, metrics)
+
+
+def add_tests(folder: Path, metrics: dict) -> None:
+    """Adds what tests of the run found, in its folder or below, to the metrics of its evaluations while it trained."""
+    for file in sorted(folder.rglob(f'{STAMP}/{STAMP}.json')):
+        found = json.loads(file.read_text())
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if name in analyze.BESIDES or not isinstance(value, (int, float)):
+                continue
+            if value != -1:  # COCO's word for sizes that the data has no objects of
+                steps = metrics.setdefault(name, {})
+                steps[max(steps, default=0) + 1] = value
 
 
 def log_beside(config: Path) -> str:
@@ -151,7 +166,9 @@ def curves(runs) -> str:
     series = {run.name: (run.training, run.metrics) for run in runs}
     parts = []
     for part, title in enumerate(('losses', 'metrics')):
-        found = sorted({key for run in series.values() for key in run[part]}, key=lambda key: (key != 'loss', key))
+        # a single value, as of a test, makes no curve
+        found = {key for run in series.values() for key, values in run[part].items() if len(values) > 1}
+        found = sorted(found, key=lambda key: (key != 'loss', key))
         plain = [key for key in found if not key.startswith(analyze.ASIDE)]
         aside = [key for key in found if key.startswith(analyze.ASIDE)]
         for keys, name in ((plain, title), (aside, 'attention')):

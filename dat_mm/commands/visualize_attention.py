@@ -115,12 +115,15 @@ def visualize_attention(
     topk=60,
     figure=('overview',),
     out='attention',
+    dpi=200,
     html=None,
     device=None,
     score_thr=0.3,
     cfg_options=(),
 ):
     """Writes figures, and the interactive page if `html` says where, and returns the paths of all files."""
+    if dpi < 1:
+        raise UserError(f'--dpi {dpi} is not positive')
     images = find_images(image)
     is_folder = Path(image).is_dir()
     entries = plan(images, is_folder, out, figure, html)
@@ -131,7 +134,7 @@ def visualize_attention(
     for path, (files, page) in entries.items():
         view = look(predictor, path, score_thr=score_thr, layer_name=layer, query=query, topk=topk)
         for kind, file in files.items():
-            written.append(view.save(file, kind))
+            written.append(view.save(file, kind, dpi=dpi))
         if page:
             written.append(view.save(page))
         x, y = view.query

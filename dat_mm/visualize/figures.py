@@ -44,12 +44,14 @@ def _panels(view: View, count: int, columns: int | None = None, extra: float = 0
     return figure, axes[:count]
 
 
-def _picture(axis: Axes, view: View, title: str, dim: float = 0.0) -> None:
-    """Draws the picture, darkened so that points stand out."""
+def _picture(axis: Axes, view: View, title: str, dim: float = 0.0, grey: bool = False) -> None:
+    """Draws the picture, darkened so that points stand out, and grey where colours over it mean something."""
     height, width = view.picture.shape[:2]
-    pixels = view.picture if not dim else (view.picture * (1 - dim)).astype(np.uint8)
+    pixels = view.picture * (1 - dim)
+    if grey:
+        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
     # a few pixels enlarged are easier to look at when they are blended; many are not touched
-    axis.imshow(pixels, interpolation='bicubic' if max(height, width) < 400 else 'auto')
+    axis.imshow(pixels.astype(np.uint8), interpolation='bicubic' if max(height, width) < 400 else 'auto')
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axis.set_title(title, fontsize=8)
     for side in axis.spines.values():
@@ -220,7 +222,7 @@ def bias(view: View) -> Figure:
     corners = view.in_picture(layer.map_grid.to_input(np.array([(-0.5, -0.5), (width - 0.5, height - 0.5)])))
     extent = (*corners[:, 0], *corners[::-1, 1])
     for head, axis in enumerate(axes):
-        _picture(axis, view, f'head {head}', dim=0.5)
+        _picture(axis, view, f'head {head}', dim=0.2, grey=True)
         limits = axis.get_xlim(), axis.get_ylim()
         if maps is not None:
             # a map that was flipped has its left on the right, which an extent can say

@@ -104,7 +104,7 @@ class View:
 
         return draw(self, kind)
 
-    def save(self, path, kind: str = 'overview') -> Path:
+    def save(self, path, kind: str = 'overview', dpi: int = 200) -> Path:
         """Writes a figure (.png, .pdf, .svg) or the interactive page (.html), and returns its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class View:
         else:
             from .figures import save
 
-            save(self.figure(kind), path)
+            save(self.figure(kind), path, dpi)
         return path
 
     def interactive(self, height: int = 760) -> 'Inline':

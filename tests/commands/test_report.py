@@ -19,7 +19,8 @@ def write_run(folder, config, metrics, losses=(3.0, 2.0, 1.5)):
     (data / 'vis_data').mkdir(parents=True)
     lines = [dict(lr=0.1, loss=loss, step=10 * (i + 1)) for i, loss in enumerate(losses)]
     lines += [dict(metrics, step=1), {**{key: 0.9 * value for key, value in metrics.items()}, 'step': 2}]
-    lines.append({'attention/backbone.stages.2.blocks.1.attn/offset': 3.5, 'step': 2})
+    lines.append({'attention/backbone.stages.2.blocks.1.attn/offset': 3.5, 'step': 1})
+    lines.append({'attention/backbone.stages.2.blocks.1.attn/offset': 4.5, 'step': 2})
     (data / 'vis_data/scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     (data / '20260101_000000.log').write_text(
         'x\n-----\nSystem environment:\n    sys.platform: minix\n    PyTorch: 9 <b>\n\n'
@@ -49,6 +50,15 @@ def test_results_stand_beside_the_published(tmp_path):
     assert page.count('None: --samples 0') == 4
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources and all(source.startswith('data:') for source in sources)
+
+
+def test_results_of_tests_count_too(tmp_path):
+    one = write_run(tmp_path / 'one', CONFIG, {})
+    for folder, values in (('20260102_000000', {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1}), ('test/20260102_1', [1])):
+        (one / folder).mkdir(parents=True)
+        (one / folder / f'{folder.split("/")[-1]}.json').write_text(json.dumps(values))
+    page = report([one], samples=0).read_text()
+    assert '<tr><td>box AP</td><td>50.0</td>' in page and 'bbox_mAP_l' not in page
 
 
 def test_a_run_without_a_checkpoint_has_the_rest(tmp_path):

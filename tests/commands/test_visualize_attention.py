@@ -149,6 +149,7 @@ def test_a_checkpoint_of_the_authors_is_taken_as_it_is(golden, tiny_config, tiny
         (['--query', '96,3'], 'query 96,3 is outside the picture: X is 0 to 95, Y is 0 to 71'),
         (['--topk', '0'], 'topk=0 is not positive'),
         (['--figure', 'pie'], '--figure pie is not one of overview, points'),
+        (['--dpi', '0'], '--dpi 0 is not positive'),
         (['--out', 'a.jpg'], '--out a.jpg: a figure ends in .png, .pdf, .svg'),
         (['--html', 'a.txt'], '--html a.txt: the page must end in .html'),
         (['--figure', 'heads', 'keys', '--out', 'a.png'], '--out a.png is one file, and there are 2 figures'),
