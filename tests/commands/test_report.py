@@ -54,7 +54,10 @@ def test_results_stand_beside_the_published(tmp_path):
 
 def test_results_of_tests_count_too(tmp_path):
     one = write_run(tmp_path / 'one', CONFIG, {})
-    for folder, values in (('20260102_000000', {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1}), ('test/20260102_1', [1])):
+    for folder, values in (
+        ('20260102_000000', {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_l': -1}),
+        ('test/20260102_1', [1]),
+    ):
         (one / folder).mkdir(parents=True)
         (one / folder / f'{folder.split("/")[-1]}.json').write_text(json.dumps(values))
     page = report([one], samples=0).read_text()
