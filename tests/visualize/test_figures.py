@@ -14,7 +14,6 @@ from dat_mm.visualize.fields import receptive_fields, window
 from dat_mm.visualize.figures import FIGURES, as_pixels, draw
 from dat_mm.visualize.statistics import offset_statistics
 
-
 STORED = Path(__file__).parents[1] / 'data' / 'figures.npz'
 
 
