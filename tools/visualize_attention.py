@@ -4,19 +4,13 @@
 from dat_mm.commands import cli
 
 
-def place(text):
-    """Reads X,Y."""
-    x, _, y = text.partition(',')
-    return float(x), float(y)
-
-
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     parser.add_argument('image', help='picture, or a folder of pictures')
     cli.add_config(parser)
     cli.add_checkpoint(parser)
     parser.add_argument('--layer', help='STAGE.BLOCK from 0, or a module (default: the last of the third stage)')
-    parser.add_argument('--query', type=place, metavar='X,Y', help='in pixels (default: the middle of the best box)')
+    parser.add_argument('--query', type=cli.pair, metavar='X,Y', help='in pixels (default: the middle of the best box)')
     parser.add_argument('--topk', type=int, default=60, help='draw so many of the strongest keys (%(default)s)')
     parser.add_argument(
         '--figure',

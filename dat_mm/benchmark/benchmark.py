@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .cases import DEVICES, DTYPES, MODES, TASKS, Case, check_one_of, make_groups, read_size
-from .report import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
+from .tables import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
 from .run import run_group
 from .suites import SUITES, Group
 

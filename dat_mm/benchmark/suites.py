@@ -15,7 +15,7 @@ CONVNEXT = 'timm/convnext_base'
 
 @dataclass(frozen=True)
 class Target:
-    """Bounds the value that a measure, of MEASURES in report.py, gives for some cases."""
+    """Bounds the value that a measure, of MEASURES in tables.py, gives for some cases."""
 
     title: str
     measure: str

@@ -42,6 +42,12 @@ def add_launcher(parser) -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by some launchers')
 
 
+def pair(text: str) -> tuple[float, float]:
+    """Reads two numbers with a comma between them."""
+    first, _, second = text.partition(',')
+    return float(first), float(second)
+
+
 def call(module: str, args: argparse.Namespace, *, errors: tuple[type[Exception], ...] = ()):
     """Calls the function that a module is named for with the parsed arguments, and returns what it returns.
 

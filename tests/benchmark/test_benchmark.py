@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dat_mm.benchmark import benchmark as bench
-from dat_mm.benchmark import report, run
+from dat_mm.benchmark import run, tables
 from dat_mm.benchmark.cases import OP, Case
 from dat_mm.benchmark.run import Result
 from dat_mm.benchmark.subject import Subject
@@ -29,7 +29,7 @@ def made_up(case, seconds, memory=2**20, logits=0, error=None):
 def test_ratios_are_of_the_same_round():
     """A machine that is ten times slower in one round changes nothing."""
     ours, other = made_up(OURS, [1, 10, 1]), made_up(OTHER, [4, 40, 4.2])
-    assert report.ratio(other, ours) == 4
+    assert tables.ratio(other, ours) == 4
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def test_ratios_are_of_the_same_round():
 )
 def test_targets(measure, bound, measured, met):
     results = {OURS: made_up(OURS, [1, 1]), OTHER: made_up(OTHER, [4, 4], memory=2**22)}
-    judged = report.judge(Target('title', measure, bound, (OURS, OTHER)), results)
+    judged = tables.judge(Target('title', measure, bound, (OURS, OTHER)), results)
     assert (judged['measured'], judged['met']) == (measured, met)
-    assert ('**missed**' in report.target_table([judged])) != met
+    assert ('**missed**' in tables.target_table([judged])) != met
 
 
 def test_what_failed_is_not_measured():
     results = {OURS: made_up(OURS, [1]), OTHER: made_up(OTHER, [], error='RuntimeError: a | b')}
-    judged = report.judge(Target('title', 'speed', 1, (OURS, OTHER)), results)
-    assert judged['measured'] is None and 'not measured' in report.target_table([judged])
-    assert 'failed: RuntimeError: a / b' in report.case_table(list(results.values()))
+    judged = tables.judge(Target('title', 'speed', 1, (OURS, OTHER)), results)
+    assert judged['measured'] is None and 'not measured' in tables.target_table([judged])
+    assert 'failed: RuntimeError: a / b' in tables.case_table(list(results.values()))
 
 
 def test_launches_are_put_together(monkeypatch):
@@ -66,19 +66,19 @@ def test_growth(tmp_path):
     results = [made_up(replace(OURS, size=(n, n)), [n**3 / 1e6], memory=n * n, logits=n**4) for n in (64, 128, 256)]
     cases = tuple(result.case for result in results)
     for measure, expected in (('time over logits', 0.75), ('memory over logits', 0.5), ('memory over pixels', 1)):
-        judged = report.judge(Target('', measure, 1.1, cases), {r.case: r for r in results})
+        judged = tables.judge(Target('', measure, 1.1, cases), {r.case: r for r in results})
         assert judged['measured'] == pytest.approx(expected)
-    assert report.draw(results, tmp_path / 'growth.png') and (tmp_path / 'growth.png').stat().st_size
-    assert not report.draw(results[:1], tmp_path / 'none.png')
+    assert tables.draw(results, tmp_path / 'growth.png') and (tmp_path / 'growth.png').stat().st_size
+    assert not tables.draw(results[:1], tmp_path / 'none.png')
 
 
 def test_rates_of_the_op():
     """One TFLOP of products in a second, forward; three and a half times as much with the backward."""
-    logits = 10**12 // (4 * report.OP_WIDTH)
+    logits = 10**12 // (4 * tables.OP_WIDTH)
     forward, both = (made_up(Case(OP, mode=mode), [1.0], logits=logits) for mode in ('inference', 'backward'))
-    lines = report.op_rates([forward, both, made_up(OURS, [1.0])], {'product_tflops': 10.0})
+    lines = tables.op_rates([forward, both, made_up(OURS, [1.0])], {'product_tflops': 10.0})
     assert len(lines) == 2 and '1 TFLOP/s, 10.0% of' in lines[0] and '3.5 TFLOP/s, 35.0% of' in lines[1]
-    assert not report.op_rates([forward], {})
+    assert not tables.op_rates([forward], {})
 
 
 def test_without_mmpretrain_its_models_are_left_out(monkeypatch):
@@ -99,7 +99,7 @@ def test_targets_are_of_cases_that_run(suite):
     for group in SUITES[suite]():
         assert len(set(group.cases)) == len(group.cases)
         for target in group.targets:
-            assert target.measure in report.MEASURES and set(target.cases) <= set(group.cases)
+            assert target.measure in tables.MEASURES and set(target.cases) <= set(group.cases)
 
 
 @pytest.mark.parametrize('mode', ['inference', 'backward', 'training'])
