@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from .cases import DEVICES, DTYPES, MODES, TASKS, Case, check_one_of, make_groups, read_size
-from .tables import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
 from .run import run_group
 from .suites import SUITES, Group
+from .tables import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
 
 PACKAGES = ('dat-mm', 'torch', 'timm', 'mmpretrain', 'triton')
 

@@ -9,8 +9,8 @@ from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
 
 from ..engine.checkpoints import check_fit, open_checkpoint
+from ..engine.processes import leave_group
 from ..errors import UserError
-from .launcher import leave_launcher
 from .prepare import prepare
 
 TTA_MODELS = {
@@ -111,7 +111,7 @@ def test(
     metrics = runner.test()
     if out is not None and not predictions and runner.rank == 0:
         dump({key: float(value) for key, value in metrics.items()}, str(out), indent=1)
-    leave_launcher(launcher)
+    leave_group()
     return metrics
 
 

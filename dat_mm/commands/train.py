@@ -4,8 +4,8 @@
 from mmengine.logging import print_log
 
 from ..engine.checkpoints import read_meta
+from ..engine.processes import leave_group
 from ..errors import UserError
-from .launcher import leave_launcher
 from .precision import cast_focal_losses
 from .prepare import prepare
 
@@ -103,5 +103,5 @@ def train(config, **options):
         cast_focal_losses(runner.model)
     _tell_start(cfg)
     model = runner.train()
-    leave_launcher(cfg.launcher)
+    leave_group()
     return model

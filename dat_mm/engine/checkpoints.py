@@ -1,8 +1,10 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Training checkpoints of mmengine: finding the one to resume, reading it safely, checking that it fits a model."""
 
+import os
 import pickle
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from ..convert import current_key
 from ..errors import UserError
 
+INTERRUPTED = 'interrupted.pth'  # what a run writes that is asked to stop
 _STATISTICS = ('current', 'max', 'mean', 'min')
 
 
@@ -93,14 +96,69 @@ def check_fit(model, content: dict, path: str | Path) -> None:
         )
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The last checkpoint of a run: the one that mmengine noted, or the newest in the folder where that is gone."""
+def is_whole(path: str | Path) -> bool:
+    """Says whether a checkpoint is neither cut off nor altered: torch keeps a checksum of each part of a file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError):
+        return False
+
+
+def latest_checkpoint(work_dir: str | Path, warn=None) -> Path | None:
+    """The last whole checkpoint of a run: the one that was noted, or else the newest in the folder.
+
+    `warn` is called with a line about each that is not whole.
+    """
     folder = Path(work_dir)
-    note = folder / 'last_checkpoint'
-    if note.is_file():
-        noted = Path(note.read_text().strip())
-        for path in (noted, folder / noted.name):  # the second: the folder was moved
-            if path.is_file():
-                return path
-    found = [path for pattern in ('epoch_*.pth', 'iter_*.pth') for path in folder.glob(pattern)]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = [path for pattern in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for path in folder.glob(pattern)]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    try:
+        noted = Path((folder / 'last_checkpoint').read_text().strip())
+    except (OSError, ValueError):  # not there, or not text
+        noted = None
+    if noted and noted.name:
+        # the second place: the folder was moved
+        found = [path for path in (noted, folder / noted.name) if path.is_file()][:1] + found
+    for path in dict.fromkeys(found):
+        if is_whole(path):
+            return path
+        if warn is not None:
+            warn(f'{path} is cut off or altered and is passed over')
+    return None
+
+
+def note_last(work_dir: str | Path, name: str) -> None:
+    """Notes which checkpoint of a run is the last, as mmengine does, whole or not at all."""
+    with written_whole(Path(work_dir, 'last_checkpoint')) as partial:
+        partial.write_text(str(Path(work_dir, name)))
+
+
+@contextmanager
+def written_whole(path: Path):
+    """Gives the name of a file to write, which takes the place of `path` once it is safe on the disk.
+
+    Where the writing fails, the file is removed and `path` stays as it was.
+    """
+    partial = path.with_name(f'.{path.name}')
+    try:
+        yield partial
+        if partial.is_file():
+            flush(partial)
+            os.replace(partial, path)
+            flush(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened everywhere
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

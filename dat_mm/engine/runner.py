@@ -1,18 +1,22 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
-import os
 from copy import deepcopy
 from pathlib import Path
 
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 
 from ..errors import UserError
 from ..registry import RUNNERS
-from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
+from .accumulation import KeepGradients
+from .checkpoint_hook import CheckpointHook
+from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta, written_whole
 from .seeds import IterationSeed, add_draws, fetch_by_draw
+from .stopping import StopOnSignal, ValidateAgain
 
 
 class _AlreadySkipped:
@@ -34,6 +38,19 @@ class _AlreadySkipped:
         self.count = max(self.count - count, 0)
 
 
+def begin_inside_epoch(loop: EpochBasedTrainLoop, done: int) -> None:
+    """Makes the first epoch of a loop begin after so many batches, which are not loaded but counted."""
+    batches, run_epoch, run_iter = loop.dataloader.batch_sampler, loop.run_epoch, loop.run_iter
+    batches.skip = done
+
+    def run_rest():
+        loop.run_iter = lambda idx, data_batch: run_iter(idx + done, data_batch)
+        run_epoch()
+        loop.run_iter, loop.run_epoch, batches.skip = run_iter, run_epoch, 0
+
+    loop.run_epoch = run_rest
+
+
 @RUNNERS.register_module()
 class Runner(MMEngineRunner):
     """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
@@ -44,9 +61,20 @@ class Runner(MMEngineRunner):
     def train(self):
         allow_mmengine_checkpoints()
         self.register_hook(IterationSeed())
+        self.register_hook(KeepGradients())
+        stop = StopOnSignal()
+        self.register_hook(stop)
+        self.register_hook(ValidateAgain())
+        stop.listen()
+        try:
+            return self._train()
+        finally:
+            stop.stop_listening()
+
+    def _train(self):
         if self._resume:
             # This comes before the data is built, because the order of the samples follows from the seed.
-            self._load_from = self._load_from or latest_checkpoint(self.work_dir)
+            self._load_from = self._load_from or latest_checkpoint(self.work_dir, self.logger.warning)
             if self._load_from is None:
                 self.logger.warning(f'--resume: {self.work_dir} holds no checkpoint, training starts at the beginning')
                 self._resume = False
@@ -66,7 +94,13 @@ class Runner(MMEngineRunner):
         finally:
             self._builds_training_data = False
         skipped = getattr(loop.dataloader.batch_sampler, 'skip', 0)
-        if skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's loop has it, and draws no batches
+        if isinstance(loop, EpochBasedTrainLoop):
+            done = self._iterations_done % len(loop.dataloader)
+            if done:
+                begin_inside_epoch(loop, done)
+        elif skipped and not getattr(
+            loop, 'fast_forward_on_resume', False
+        ):  # OneDL's loop has it, and draws no batches
             loop.dataloader_iterator = _AlreadySkipped(loop.dataloader_iterator, skipped)
         return loop
 
@@ -95,14 +129,26 @@ class Runner(MMEngineRunner):
         allow_mmengine_checkpoints()
         return super().load_checkpoint(*args, **kwargs)
 
+    def register_hook(self, hook, priority=None):
+        """Registers a hook; mmengine's own checkpoint hook becomes ours, which removes nothing too early."""
+        if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', MMEngineCheckpointHook):
+            hook = {**hook, 'type': CheckpointHook}
+        super().register_hook(hook, priority)
+
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
         """Saves a checkpoint as mmengine does, but on a local disk the file appears whole or not at all."""
         if '://' in str(out_dir) or ':' in str(out_dir).split('/')[0]:
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
-        partial, final = Path(out_dir, f'.{filename}'), Path(out_dir, filename)
-        super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
-        if partial.is_file():  # only rank 0 writes
-            os.replace(partial, final)
+        path = Path(out_dir, filename)
+        try:
+            with written_whole(path) as partial:  # only rank 0 writes
+                super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and 'writ' not in str(error):
+                raise
+            last = latest_checkpoint(out_dir)
+            kept = f'; the last good one is {last}' if last else ''
+            raise UserError(f'{path} could not be written: {str(error).splitlines()[0]}{kept}') from error
 
     def wrap_model(self, model_wrapper_cfg, model):
         """Wraps the model as mmengine does, and also for several processes on the CPU, which mmengine cannot."""

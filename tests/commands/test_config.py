@@ -39,7 +39,8 @@ CASES = {
     ),
     'dtype': (dict(amp_dtype='float8'), '--amp-dtype float8: not one of float16, bfloat16'),
     'gpu': (dict(amp=True), '--amp needs a GPU'),
-    'slurm': (dict(launcher='slurm'), '--launcher slurm needs GPUs'),
+    'slurm': (dict(launcher='slurm'), '--launcher slurm: SLURM_PROCID, SLURM_NTASKS'),
+    'mpi': (dict(launcher='mpi'), '--launcher mpi needs GPUs'),
     'torchrun': (dict(launcher='pytorch'), 'RANK'),
 }
 

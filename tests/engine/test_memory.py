@@ -16,10 +16,11 @@ if sys.argv[1] == 'keep' and not keep_freed_memory():
     sys.exit('no glibc')
 def work():
     return sum((torch.ones(12_000_000) + i).sum() for i in range(3))
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def count():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(count() for _ in range(6)))  # small pieces may lie between the large ones at first
 """
 
 

@@ -269,7 +269,7 @@ EXPECTED = {
     'dist_test.sh': ['--nnodes=2', '--node_rank=1', 'c d.pth', '--nproc_per_node=4', 'pytorch'],
     'slurm_train.sh': [
         *('--partition=part', '--job-name=job', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8'),
-        *('--cpus-per-task=5', '--qos=high', '--exclusive', 'w d', 'slurm'),
+        *('--cpus-per-task=5', '--qos=high', '--exclusive', 'w d', 'slurm', '--nodes=2'),
     ],
     'slurm_test.sh': ['--ntasks=4', '--ntasks-per-node=4', '--gres=gpu:4', '--cpus-per-task=7', 'c d.pth', 'slurm'],
 }
@@ -290,3 +290,21 @@ def test_launch_scripts_pass_everything_on(script, tmp_path):
     assert passed[-2:] == ['--cfg-options', 'a=b c']
     assert 'a b.py' in passed
     assert shell(script, 'one').returncode == 2
+
+
+def test_slurm_scripts_take_tasks_where_there_are_no_gpus(tmp_path):
+    for name in ('srun', 'sbatch'):
+        (tmp_path / name).write_text(ECHO)
+        (tmp_path / name).chmod(0o755)
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='0', TASKS='6', TASKS_PER_NODE='4', SRUN_ARGS='')
+    work_dir = tmp_path / 'w d'
+    for script in ('slurm_train.sh', 'slurm_submit.sh'):
+        done = shell(script, 'part', 'job', 'a b.py', work_dir, '--seed', '1', **variables)
+        assert done.returncode == 0, done.stderr
+        passed = done.stdout.splitlines()
+        assert {'--partition=part', '--nodes=2', '--ntasks=6', '--ntasks-per-node=4'} <= set(passed)
+        assert not any(word.startswith('--gres') for word in passed)
+    assert '--requeue' in passed and '--signal=B:USR1@120' in passed and passed[-1] == str(work_dir / 'job.sh')
+    job = (work_dir / 'job.sh').read_text()
+    assert 'a\\ b.py' in job and '--resume' in job and '--seed 1' in job
+    assert subprocess.run(['bash', '-n', work_dir / 'job.sh']).returncode == 0

@@ -1,0 +1,66 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Gradients that are still being accumulated when a checkpoint is written go into it."""
+
+import torch.distributed as dist
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+
+from .checkpoint_hook import CheckpointHook
+
+
+class KeepGradients(Hook):
+    """Saves and restores gradients of a step of the optimizer that is not finished.
+
+    With `accumulative_counts=n` the optimizer takes a step every n iterations, and an epoch may end in between.
+    mmengine would forget the iterations since the last step. Each process has gradients of its own, and the first one
+    saves them all.
+    """
+
+    priority = 'LOW'  # before the checkpoints are written
+
+    def __init__(self):
+        self._gradients, self._at, self._loaded = None, None, None
+
+    def _unfinished(self, runner, done: int) -> bool:
+        return bool(done % getattr(runner.optim_wrapper, '_accumulative_counts', 1)) and done < runner.max_iters
+
+    def _collect(self, runner, done: int) -> None:
+        """Brings the gradients of all processes to the first one."""
+        own = [None if p.grad is None else p.grad.detach().cpu().clone() for p in runner.model.parameters()]
+        everyone = [own]
+        if get_world_size() > 1:
+            everyone = [None] * get_world_size() if get_rank() == 0 else None
+            dist.gather_object(own, everyone)
+        self._gradients, self._at = everyone, done
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        done = runner.iter + 1
+        writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        if self._unfinished(runner, done) and any(
+            self.every_n_train_iters(runner, hook.interval, hook.save_begin) for hook in writers
+        ):
+            self._collect(runner, done)
+
+    def after_train_epoch(self, runner) -> None:
+        if self._unfinished(runner, runner.iter):
+            self._collect(runner, runner.iter)
+
+    def before_save_checkpoint(self, runner, checkpoint) -> None:
+        if self._gradients is not None and checkpoint['meta']['iter'] == self._at:
+            checkpoint['gradients'] = self._gradients
+
+    def after_load_checkpoint(self, runner, checkpoint) -> None:
+        self._loaded = checkpoint.get('gradients')
+
+    def before_train(self, runner) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or not runner._resume:
+            return
+        if len(loaded) != get_world_size():
+            runner.logger.warning(
+                f'the checkpoint has unfinished gradients of {len(loaded)} processes, and there are '
+                f'{get_world_size()} now: the step of the optimizer that it was in begins anew'
+            )
+            return
+        for parameter, gradient in zip(runner.model.parameters(), loaded[get_rank()], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, parameter.dtype)

@@ -1,0 +1,144 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Stopping a training that is asked to, with a checkpoint that it goes on from as if nothing had been."""
+
+import os
+import signal
+import sys
+import threading
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+
+from .checkpoints import INTERRUPTED, note_last
+from .processes import leave_group
+
+REQUEUE = 75  # the exit code of a run that wants to go on: "temporary failure" of sysexits.h
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
+
+
+class StopOnSignal(Hook):
+    """Ends a training after SIGTERM or SIGUSR1: all processes finish the iteration, and the first writes a checkpoint.
+
+    Slurm sends these before it takes a node away. The exit code is 75. A signal to one process is enough, since all of
+    them agree after each iteration. With accumulated gradients, they go on to the next step of the optimizer, because
+    a checkpoint holds no gradients. During a validation the run ends at once: it goes on from the checkpoint before it,
+    and validates again.
+
+    Args:
+        grace: seconds after which a process ends without a checkpoint, if by then no iteration was finished. Where
+            another process died, none will be.
+    """
+
+    priority = 'LOWEST'  # after the schedulers, the moving averages and the regular checkpoints
+
+    def __init__(self, grace: float = 25):
+        self.grace = grace
+        self.asked = None
+        self._before, self._group, self._timer = {}, None, None
+        self._at_epoch_end = False
+
+    def listen(self) -> None:
+        """Begins to notice signals. The time until the first iteration counts too: data and model are built in it."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def stop_listening(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        self._stop_timer()
+
+    def before_train(self, runner) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend='gloo')  # a GPU is not waited for
+
+    def after_train(self, runner) -> None:
+        self.stop_listening()
+
+    def _on_signal(self, number, frame) -> None:
+        if self.asked is None:
+            self.asked = signal.Signals(number).name
+            self._timer = threading.Timer(self.grace, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _give_up(self) -> None:
+        print(f'{self.asked}: no iteration was finished in {self.grace:g} s, no checkpoint is written', file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(128 + int(signal.SIGTERM))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _agreed(self) -> bool:
+        """Says whether any process was asked to stop."""
+        if self._group is None:
+            return self.asked is not None
+        asked = torch.tensor(int(self.asked is not None))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self._agreed():
+            return
+        done = runner.iter + 1
+        accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if done % accumulated or done >= runner.max_iters:
+            return
+        loop = runner.train_loop
+        if hasattr(loop, 'run_epoch') and done % len(loop.dataloader) == 0:
+            self._at_epoch_end = True  # what the other hooks do there comes first
+            return
+        self._save_and_leave(runner, done, by_epoch=False)
+
+    def after_train_epoch(self, runner) -> None:
+        if self._at_epoch_end:
+            self._save_and_leave(runner, runner.iter, by_epoch=True)
+
+    def _save_and_leave(self, runner, done: int, by_epoch: bool) -> None:
+        self._stop_timer()
+        reason = self.asked or 'a signal to another process'
+        runner.logger.info(f'{reason}: stopping after iteration {done}')
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=by_epoch)
+        if runner.rank == 0:
+            note_last(runner.work_dir, INTERRUPTED)
+        self._leave(runner, f'stopped after iteration {done}; --resume goes on from there')
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self._before and self._agreed():
+            self._stop_timer()
+            self._leave(runner, 'stopped in a validation; --resume goes on from the last checkpoint')
+
+    def _leave(self, runner, message: str) -> None:
+        if self._group is not None:
+            dist.barrier(group=self._group)  # none leaves before the checkpoint is there
+        runner.logger.info(message)
+        runner.visualizer.close()
+        leave_group(REQUEUE)
+        raise SystemExit(REQUEUE)
+
+
+class ValidateAgain(Hook):
+    """Validates first where a resumed checkpoint was written just before a validation.
+
+    Nothing says whether that was finished, and the record of the best checkpoint depends on it. A second time changes
+    nothing.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        if not runner._resume or runner.val_loop is None:
+            return
+        loop = runner.train_loop
+        by_epoch = hasattr(loop, 'run_epoch')
+        done = loop._epoch if by_epoch else loop._iter
+        if by_epoch and loop._iter % len(loop.dataloader):
+            return  # inside an epoch
+        loop._decide_current_val_interval()
+        if done and done >= loop.val_begin and (done % loop.val_interval == 0):
+            runner.val_loop.run()
+            runner.model.train()

@@ -1,0 +1,141 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""A training that is asked to stop again and again ends as one that never was, to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from dat_mm.engine import stopping
+from dat_mm.engine.checkpoints import INTERRUPTED, latest_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_resume import losses
+
+ROOT = Path(__file__).parents[2]
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+# A hook that sends the process a signal at the places that are named, in training or in validation.
+SENDER = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class SendSignal(Hook):
+    priority = 'NORMAL'
+
+    def __init__(self, at, where='train', name='SIGUSR1'):
+        self.at, self.where, self.name = at, where, name
+
+    def send(self, runner):
+        if self.at in ('any', runner.iter + (self.where == 'train')) and runner.rank == runner.world_size - 1:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.where == 'train':
+            self.send(runner)
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if self.where == 'val' and batch_idx == 1:
+            self.send(runner)
+"""
+
+
+def run(config, work_dir, *options, processes=1):
+    path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
+    launcher = [sys.executable, '-u'] if processes == 1 else [
+        *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--standalone'),
+    ]  # fmt: skip
+    command = [*launcher, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *options]
+    if processes > 1:
+        command += ['--launcher', 'pytorch']
+    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+
+
+def write_sender(config, extra=''):
+    (config.parent / 'plugins').mkdir()
+    (config.parent / 'plugins/sender.py').write_text(SENDER)
+    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'sender']")
+    ema = "custom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='SendSignal', at=-1)]\n"
+    config.write_text(f'{text}\n{ema}{extra}')
+
+
+def same(one, two):
+    """Whether two checkpoints hold the same weights, averages and state of the optimizer."""
+    for part in ('state_dict', 'ema_state_dict'):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part]), part
+    for state, other in zip(one['optimizer']['state'].values(), two['optimizer']['state'].values(), strict=True):
+        assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(other[key])) for key in state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', SCOPES)
+def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
+    """Stopped inside an epoch, at its end and in a validation, by either signal, with averages of the weights.
+
+    A step of the optimizer takes two iterations, so that an epoch of three ends inside one.
+    """
+    config = tiny_config(scope)
+    extra = (
+        "optim_wrapper['accumulative_counts'] = 2\n"
+        "default_hooks['checkpoint'].update(max_keep_ckpts=1, save_best='auto')\n"
+    )
+    write_sender(config, extra)
+    options = ('--seed', 3, '--cfg-options', 'train_dataloader.num_workers=2')
+    whole = run(config, tmp_path / 'whole', *options)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    last = latest_checkpoint(tmp_path / 'whole')
+
+    stops = [(2, 'train', 'SIGUSR1'), (3, 'train', 'SIGTERM'), ('any', 'val', 'SIGUSR1'), (6, 'train', 'SIGTERM')]
+    for at, where, name in stops:
+        key = 'custom_hooks.1'
+        settings = (f'{key}.at={at}', f'{key}.where={where}', f'{key}.name={name}')
+        stopped = run(config, tmp_path / 'stopped', '--resume', *options, *settings)
+        assert stopped.returncode == stopping.REQUEUE, stopped.stderr[-2000:]
+    finished = run(config, tmp_path / 'stopped', '--resume', *options)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+    assert losses(tmp_path / 'stopped') == losses(tmp_path / 'whole')
+    found = latest_checkpoint(tmp_path / 'stopped')
+    assert found.name == last.name
+    same(torch.load(last, weights_only=False), torch.load(found, weights_only=False))
+    for pattern in ('best_*.pth', 'epoch_*.pth', 'iter_*.pth'):
+        names = [sorted(path.name for path in (tmp_path / run_).glob(pattern)) for run_ in ('whole', 'stopped')]
+        assert names[0] == names[1], pattern
+    assert not (tmp_path / 'stopped' / INTERRUPTED).exists()
+
+
+@pytest.mark.slow
+def test_all_processes_stop_together(tiny_config, tmp_path):
+    """The signal reaches the last of two processes alone."""
+    config = tiny_config('mmpretrain')
+    write_sender(config)
+    options = ('--seed', 3, '--no-validate')
+    whole = run(config, tmp_path / 'whole', *options, processes=2)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    stopped = run(config, tmp_path / 'stopped', *options, '--cfg-options', 'custom_hooks.1.at=3', processes=2)
+    assert stopped.returncode != 0
+    assert 'stopped after iteration 3' in stopped.stdout + stopped.stderr
+    assert latest_checkpoint(tmp_path / 'stopped').name == INTERRUPTED
+    finished = run(config, tmp_path / 'stopped', *options, '--resume', processes=2)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    paths = [latest_checkpoint(tmp_path / name) for name in ('whole', 'stopped')]
+    same(*(torch.load(path, weights_only=False) for path in paths))
+
+
+def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):
+    ended, done = [], threading.Event()
+    monkeypatch.setattr(stopping.os, '_exit', lambda code: (ended.append(code), done.set()))
+    hook = stopping.StopOnSignal(grace=0.01)
+    hook._on_signal(signal.SIGTERM, None)
+    assert done.wait(30)
+    assert ended == [143]

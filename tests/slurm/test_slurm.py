@@ -1,0 +1,140 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Training, testing and preemption on a real Slurm of two nodes without GPUs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from dat_mm.engine.checkpoints import latest_checkpoint
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+# Hooks of the tests: one that fails, and one that has the run preempted by a job that comes first.
+HOOKS = """
+import os, subprocess, time
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class FailAt(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == runner.world_size - 1 and runner.iter == 2:
+            raise RuntimeError('this rank fails on purpose')
+
+@HOOKS.register_module()
+class BePreempted(Hook):
+    def __init__(self, at):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        restart = int(os.environ.get('SLURM_RESTART_COUNT', 0))
+        if restart < len(self.at) and runner.iter == self.at[restart] - 1:
+            if runner.rank == 0:
+                rival = ['sbatch', '--partition=main', '--nodes=2', '--exclusive', '--output=/dev/null']
+                subprocess.run([*rival, '--wrap', 'true'], check=True)
+            wait_for_signal(runner)
+
+def wait_for_signal(runner):
+    stop = next(hook for hook in runner.hooks if type(hook).__name__ == 'StopOnSignal')
+    end = time.monotonic() + 120
+    while stop.asked is None:
+        assert time.monotonic() < end, 'Slurm sent no signal'
+        time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def config(tiny_config):
+    path = tiny_config('mmpretrain')
+    (path.parent / 'plugins').mkdir()
+    (path.parent / 'plugins/slurm_hooks.py').write_text(HOOKS)
+    text = path.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'slurm_hooks']")
+    path.write_text(text + "\ntrain_dataloader['batch_size'] = 1\nrandomness = dict(seed=5)\ncustom_hooks = []\n")
+    return path
+
+
+def variables(config, **more):
+    path = os.pathsep.join(filter(None, [str(config.parent / 'plugins'), os.environ.get('PYTHONPATH')]))
+    return dict(PYTHON=sys.executable, PYTHONPATH=path, OMP_NUM_THREADS='1', GPUS='0', CPUS_PER_TASK='1', **more)
+
+
+def weights(folder):
+    return torch.load(latest_checkpoint(folder), weights_only=False)['state_dict']
+
+
+def test_two_nodes_train_as_one_machine_does(cluster, config, tmp_path):
+    work, alone = tmp_path / 'slurm', tmp_path / 'alone'
+    four = variables(config, TASKS='4', TASKS_PER_NODE='2')
+    cluster.run('bash', TOOLS / 'slurm_train.sh', 'main', 'train', config, work, '--no-validate', **four)
+    (log,) = work.glob('*/*.log')
+    assert 'GPU number: 4' in log.read_text()
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=4']
+    done = subprocess.run(
+        [*torchrun, TOOLS / 'train.py', config, '--work-dir', alone, '--no-validate', '--launcher', 'pytorch'],
+        env={**os.environ, **four}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = weights(work), weights(alone)
+    assert found.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
+
+    out = tmp_path / 'metrics.json'
+    checkpoint = latest_checkpoint(work)
+    two = variables(config, TASKS='2', TASKS_PER_NODE='1')
+    cluster.run('bash', TOOLS / 'slurm_test.sh', 'main', 'test', config, checkpoint, '--out', out, **two)
+    single = tmp_path / 'single.json'
+    done = subprocess.run(
+        [sys.executable, TOOLS / 'test.py', config, checkpoint, '--out', single],
+        env={**os.environ, **two}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(out.read_text()) == pytest.approx(json.loads(single.read_text()))
+
+
+def test_a_rank_that_fails_ends_the_job(cluster, config, tmp_path):
+    config.write_text(config.read_text() + "custom_hooks.append(dict(type='FailAt'))\n")
+    start = time.monotonic()
+    done = cluster.run(
+        'bash', TOOLS / 'slurm_train.sh', 'main', 'fail', config, tmp_path / 'work', '--no-validate',
+        check=False, **variables(config, TASKS='4', TASKS_PER_NODE='2'),
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert 'RuntimeError: this rank fails on purpose' in done.stdout + done.stderr
+    assert time.monotonic() - start < 300  # and not after the half hour that torch waits for a rank
+
+
+def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(cluster, config, tmp_path):
+    """A job of a higher partition takes the nodes inside an epoch and at the end of one; Slurm queues the run again."""
+    whole, work = tmp_path / 'whole', tmp_path / 'work'
+    two = variables(config, TASKS='2', TASKS_PER_NODE='1')
+    cluster.run('bash', TOOLS / 'slurm_train.sh', 'main', 'whole', config, whole, **two)
+
+    config.write_text(config.read_text() + "custom_hooks.append(dict(type='BePreempted', at=[2, 3, 7]))\n")
+    submitted = cluster.run(
+        'bash', TOOLS / 'slurm_submit.sh', 'low', 'run', config, work, SBATCH_ARGS='--parsable --exclusive', **two
+    )
+    job = submitted.stdout.split()[-1]
+    ended = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL')
+    cluster.wait(lambda: cluster.state(job) in ended, 900, f'job {job}')
+    log = (work / f'slurm-{job}.log').read_text()
+    parts = '\n'.join(path.read_text()[-1500:] for path in sorted(work.glob('slurm-*-*.log')))
+    assert cluster.state(job) == 'COMPLETED', f'{log}\n{parts}'
+    assert [line.split(', ')[1] for line in log.splitlines() if line.startswith('== ') and 'start' in line] == [
+        f'start {n}' for n in (1, 2, 3, 4)
+    ]
+    assert log.count('the run ended with 75') == 3, log
+    found, expected = (torch.load(latest_checkpoint(folder), weights_only=False) for folder in (work, whole))
+    assert all(torch.equal(found['state_dict'][key], expected['state_dict'][key]) for key in expected['state_dict'])
+    assert [path.name for path in sorted(work.glob('epoch_*.pth'))] == [
+        path.name for path in sorted(whole.glob('epoch_*.pth'))
+    ]

@@ -1,0 +1,16 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# What the Slurm scripts share: options about tasks, from the environment, in the arrays `tasks` and `srun_args`.
+# shellcheck shell=bash disable=SC2034
+gpus=${GPUS:-8}
+if [ "$gpus" = 0 ]; then
+    count=${TASKS:-1}
+    per_node=${TASKS_PER_NODE:-$count}
+    tasks=()
+else
+    count=$gpus
+    per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    tasks=(--gres=gpu:"$per_node")
+fi
+tasks+=(--nodes=$(((count + per_node - 1) / per_node)) --ntasks="$count" --ntasks-per-node="$per_node")
+tasks+=(--cpus-per-task="${CPUS_PER_TASK:-5}")
+read -r -a srun_args <<<"${SRUN_ARGS:-}"
