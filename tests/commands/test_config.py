@@ -178,8 +178,8 @@ def test_a_checkpoint_of_another_model_is_refused():
 
 def test_the_last_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    (tmp_path / 'epoch_9.pth').touch()
-    (tmp_path / 'epoch_10.pth').touch()
+    for name in ('epoch_9.pth', 'epoch_10.pth'):
+        torch.save({}, tmp_path / name)
     (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_9.pth')
     assert latest_checkpoint(tmp_path).name == 'epoch_9.pth'
     (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_11.pth')  # removed since

@@ -22,8 +22,8 @@ from test_resume import losses
 ROOT = Path(__file__).parents[2]
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 # A hook that sends the process a signal at the places that are named, in training or in validation.
-SENDER = """
-import os, signal
+SENDER = '''
+import os, resource, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -45,7 +45,15 @@ class SendSignal(Hook):
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         if self.where == 'val' and batch_idx == 1:
             self.send(runner)
-"""
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    """From the second epoch on, no file can grow beyond a megabyte."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+'''
 
 
 def run(config, work_dir, *options, processes=1):
@@ -130,6 +138,20 @@ def test_all_processes_stop_together(tiny_config, tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
     paths = [latest_checkpoint(tmp_path / name) for name in ('whole', 'stopped')]
     same(*(torch.load(path, weights_only=False) for path in paths))
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_config, tmp_path):
+    config = tiny_config('mmpretrain')
+    extra = "custom_hooks.append(dict(type='FillDisk'))\ndefault_hooks['checkpoint'].update(max_keep_ckpts=1)\n"
+    write_sender(config, extra)
+    done = run(config, tmp_path / 'work', '--no-validate')
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f'error: {tmp_path}/work/epoch_2.pth could not be written: ')
+    assert last.endswith(f'; the last good one is {tmp_path}/work/epoch_1.pth')
+    assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_1.pth'
+    assert not list((tmp_path / 'work').glob('.*.pth'))
 
 
 def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):
