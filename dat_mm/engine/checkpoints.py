@@ -134,13 +134,18 @@ def note_last(work_dir: str | Path, name: str) -> None:
         partial.write_text(str(Path(work_dir, name)))
 
 
+def partial_of(path: Path) -> Path:
+    """The name of a file while it is being written."""
+    return path.with_name(f'.{path.name}')
+
+
 @contextmanager
 def written_whole(path: Path):
     """Gives the name of a file to write, which takes the place of `path` once it is safe on the disk.
 
     Where the writing fails, the file is removed and `path` stays as it was.
     """
-    partial = path.with_name(f'.{path.name}')
+    partial = partial_of(path)
     try:
         yield partial
         if partial.is_file():

@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import EpochBasedTrainLoop
@@ -14,7 +15,7 @@ from ..errors import UserError
 from ..registry import RUNNERS
 from .accumulation import KeepGradients
 from .checkpoint_hook import CheckpointHook
-from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta, written_whole
+from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, partial_of, read_meta, written_whole
 from .seeds import IterationSeed, add_draws, fetch_by_draw
 from .stopping import StopOnSignal, ValidateAgain
 
@@ -98,9 +99,7 @@ class Runner(MMEngineRunner):
             done = self._iterations_done % len(loop.dataloader)
             if done:
                 begin_inside_epoch(loop, done)
-        elif skipped and not getattr(
-            loop, 'fast_forward_on_resume', False
-        ):  # OneDL's loop has it, and draws no batches
+        elif skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's loop draws no batches
             loop.dataloader_iterator = _AlreadySkipped(loop.dataloader_iterator, skipped)
         return loop
 
@@ -140,8 +139,10 @@ class Runner(MMEngineRunner):
         if '://' in str(out_dir) or ':' in str(out_dir).split('/')[0]:
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         path = Path(out_dir, filename)
+        if not is_main_process():  # it writes nothing, and must not rename what the first process is writing
+            return super().save_checkpoint(out_dir, partial_of(path).name, *args, **kwargs)
         try:
-            with written_whole(path) as partial:  # only rank 0 writes
+            with written_whole(path) as partial:
                 super().save_checkpoint(out_dir, partial.name, *args, **kwargs)
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and 'writ' not in str(error):

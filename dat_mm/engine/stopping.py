@@ -26,8 +26,8 @@ class StopOnSignal(Hook):
     and validates again.
 
     Args:
-        grace: seconds after which a process ends without a checkpoint, if by then no iteration was finished. Where
-            another process died, none will be.
+        grace: seconds after SIGTERM when a process ends without a checkpoint, if by then no iteration was finished.
+            Where another process died, none will be.
     """
 
     priority = 'LOWEST'  # after the schedulers, the moving averages and the regular checkpoints
@@ -45,7 +45,8 @@ class StopOnSignal(Hook):
 
     def stop_listening(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # not one of Python
+                signal.signal(number, handler)
         self._before = {}
         self._stop_timer()
 
@@ -57,8 +58,8 @@ class StopOnSignal(Hook):
         self.stop_listening()
 
     def _on_signal(self, number, frame) -> None:
-        if self.asked is None:
-            self.asked = signal.Signals(number).name
+        self.asked = signal.Signals(number).name
+        if number == signal.SIGTERM and self._timer is None:  # SIGUSR1 is a warning long before
             self._timer = threading.Timer(self.grace, self._give_up)
             self._timer.daemon = True
             self._timer.start()

@@ -112,3 +112,16 @@ def test_old_checkpoints_go_after_the_new_one_is_safe(tmp_path):
     hook._save_checkpoint_with_step(runner, 3, {})
     assert not (tmp_path / INTERRUPTED).exists()
     assert (tmp_path / 'epoch_3.pth').exists()
+
+
+def test_only_the_first_process_gives_a_file_its_name(monkeypatch, tmp_path):
+    """The others see the file that it is still writing, where they share a disk, and must leave it alone."""
+    from dat_mm.engine import runner as module
+
+    monkeypatch.setattr(module.MMEngineRunner, 'save_checkpoint', lambda *args, **options: None)
+    runner = module.Runner.__new__(module.Runner)
+    (tmp_path / '.a.pth').write_text('half of it')
+    for main in (False, True):
+        monkeypatch.setattr(module, 'is_main_process', lambda main=main: main)
+        runner.save_checkpoint(str(tmp_path), 'a.pth')
+        assert (tmp_path / 'a.pth').exists() == main
