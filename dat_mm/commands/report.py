@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine.checkpoints import latest_checkpoint
 from ..errors import UserError
-from ..visualize.figures import as_html, short_name
+from ..visualize.figures import as_html
 from . import analyze
 
 # The names of results in the metafiles, the toolboxes' names for them, and the factor between the two
@@ -234,7 +234,7 @@ def pictures(run: Run, count: int, device, score_thr: float) -> tuple[str, str]:
     else:
         attention = ''.join(
             tag('figure', as_html(view.figure(), alt=f'attention in {view.title}')
-                + tag('figcaption', f'{escape(view.title)}: {escape(short_name(view.layer_name))}'))
+                + tag('figcaption', f'{escape(view.title)}: {escape(view.layer.label)}'))
             for view in views
         ) + as_html(views[0].figure('offsets'), alt='offsets by layer and group')  # fmt: skip
     return tag('div', ''.join(predictions), class_='pictures'), attention

@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import UserError
-from ..visualize import Box, Placement, View, record
-from ..visualize.figures import FIGURES, SUFFIXES, short_name
-from ..visualize.view import read_picture
+from ..visualize import Placement, View, record
+from ..visualize.figures import FIGURES, SUFFIXES
+from ..visualize.view import boxes_of, read_picture
 from .infer import find_images, load_predictor
 
 GALLERY = """<!doctype html>
@@ -35,29 +35,13 @@ def see_whole(cfg) -> None:
         cfg.model.test_cfg = dict(mode='whole')
 
 
-def boxes_of(sample, classes, score_thr: float) -> list[Box]:
-    """Lists the detections of a data sample, the surest first; none where it is not of a detector."""
-    found = getattr(sample, 'pred_instances', None)
-    if found is None or 'bboxes' not in found or 'scores' not in found:
-        return []
-    boxes = [
-        Box(*(float(n) for n in box), classes[int(label)] if classes else str(int(label)), float(score))
-        for box, label, score in zip(
-            found.bboxes.detach().cpu().tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
-        )
-        if score >= score_thr
-    ]
-    return sorted(boxes, key=lambda box: -box.score)
-
-
 def look(predictor, image, *, score_thr=0.3, **options) -> View:
     """Records a predictor's model on a picture, and returns the view of it."""
     with record(predictor.inferencer.model) as recording:
         sample = predictor.sample(image)
     picture = read_picture(image)
     placement = Placement.from_meta(sample.metainfo, (picture.shape[1], picture.shape[0]))
-    meta = getattr(predictor, 'meta', {}) or {}
-    boxes = boxes_of(sample, meta.get('classes'), score_thr)
+    boxes = boxes_of(sample, getattr(predictor, 'meta', {}).get('classes'), score_thr)
     return View(recording, picture, placement, boxes=boxes, title=Path(image).name, **options)
 
 
@@ -139,7 +123,7 @@ def visualize_attention(
             written.append(view.save(page))
         x, y = view.query
         told = ', '.join(str(file) for file in (*files.values(), page) if file)
-        print(f'{path.name}: {short_name(view.layer_name)}, query {x:g},{y:g}: {told}')
+        print(f'{path.name}: {view.layer.label}, query {x:g},{y:g}: {told}')
     chosen = view.layer
     print(f'layer {chosen}')
     others = [name for name in view.recording if name != chosen.name]

@@ -55,7 +55,7 @@ def deformable_convolution(layer: Layer, query: int) -> Field:
 
 def deformable_attention(layer: Layer, query: int) -> Field:
     """The points that all queries share, with the attention of this query as the mean over the heads of a group."""
-    weights = layer.attention(query).reshape(layer.groups, -1, layer.keys).mean(1) / layer.groups
+    weights = layer.by_group(layer.attention(query)) / layer.groups
     return Field(
         'DAT', 'points that all queries share', layer.points_in_input.reshape(-1, 2), weights.astype(float).reshape(-1)
     )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..errors import UserError
-from .fields import deformable_attention, receptive_fields
+from .fields import receptive_fields
 from .layer import Layer
 from .statistics import similarity_by_depth
 from .view import View
@@ -63,21 +63,19 @@ def _query(axis: Axes, view: View, layer: Layer) -> None:
     axis.plot(x, y, marker='*', markersize=11, color=QUERY, markeredgecolor='white', markeredgewidth=0.8, zorder=9)
 
 
-def _boxes(axis: Axes, view: View, filled: np.ndarray | None = None) -> None:
+def _boxes(axis: Axes, view: View, weights: np.ndarray | None = None) -> None:
+    """Draws the detections; with weights (G, K) of all points, each says what part of them is inside."""
+    places = view.in_picture(view.layer.points_in_input)
     for box in view.boxes:
         corner, width, height = (box.left, box.top), box.right - box.left, box.bottom - box.top
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor='white', linewidth=1.0, zorder=6))
         text = box.title
-        if filled is not None:
-            text += f' · {filled[box.holds(view.in_picture(filled_places(view)))].sum():.0%}'
+        if weights is not None:
+            text += f' · {weights[box.holds(places)].sum() / weights.sum():.0%}'
         axis.text(
             box.left, box.top, f' {text} ', fontsize=5.5, color='white', va='bottom', zorder=7, clip_on=True,
             bbox=dict(facecolor='black', alpha=0.55, pad=0.4, edgecolor='none'),
         )  # fmt: skip
-
-
-def filled_places(view: View) -> np.ndarray:
-    return view.layer.points_in_input.reshape(-1, 2)
 
 
 def _sizes(weights: np.ndarray) -> np.ndarray:
@@ -91,76 +89,64 @@ def _key_size(layer: Layer) -> float:
     return float(np.clip(900 / layer.keys, 0.6, 9))
 
 
-def draw_points(axis: Axes, view: View, arrows: bool = True, reference: bool = True) -> None:
+def draw_points(axis: Axes, view: View) -> None:
     """The points of all groups, and arrows to them from where they would be without offsets."""
     layer = view.layer
     _picture(axis, view, f'{layer.keys} sampled points, {layer.groups} groups'.replace(', 1 groups', ''), dim=0.25)
     start = view.in_picture(layer.reference_in_input)
     size = _key_size(layer)
-    if reference:
-        axis.scatter(*start.T, s=size, color='white', alpha=0.55, linewidths=0, zorder=2)
+    axis.scatter(*start.T, s=size, color='white', alpha=0.55, linewidths=0, zorder=2)
     every = max(1, -(-layer.keys // MANY))
     for group, places in enumerate(view.in_picture(layer.points_in_input)):
-        if arrows:
-            moved = (places - start)[::every]
-            axis.quiver(
-                *start[::every].T, *moved.T, angles='xy', scale_units='xy', scale=1, width=0.0022, headwidth=4,
-                color=colour(group), alpha=0.75, zorder=3,
-            )  # fmt: skip
+        moved = (places - start)[::every]
+        axis.quiver(
+            *start[::every].T, *moved.T, angles='xy', scale_units='xy', scale=1, width=0.0022, headwidth=4,
+            color=colour(group), alpha=0.75, zorder=3,
+        )  # fmt: skip
         axis.scatter(*places.T, s=1.6 * size, color=colour(group), linewidths=0, zorder=4)
     _boxes(axis, view)
 
 
-def draw_weights(axis: Axes, view: View, weights: np.ndarray, title: str, groups=None) -> None:
-    """The strongest keys for weights (M, K), with areas by weight and colours by group."""
-    layer = view.layer
+def draw_strongest(axis: Axes, view: View, layer: Layer, strongest, title: str) -> None:
+    """Points of a layer, as (group, key, weight), with areas by weight and colours by group."""
     _picture(axis, view, title, dim=0.35)
-    found = layer.strongest(weights, view.topk)
-    if groups is not None:
-        found = [entry for entry in layer.strongest(weights, layer.groups * layer.keys) if entry[0] in groups]
-        found = found[: view.topk]
     places = view.in_picture(layer.points_in_input)
-    group, key, weight = (np.array(part) for part in zip(*found, strict=True))
+    group, key, weight = (np.array(part) for part in zip(*strongest, strict=True))
     axis.scatter(
         *places[group, key].T, s=_sizes(weight), c=[colour(g) for g in group], alpha=0.85, edgecolors='black',
         linewidths=0.3, zorder=4,
     )  # fmt: skip
 
 
+def _draw_weights(axis: Axes, view: View, weights: np.ndarray, whose: str) -> None:
+    """The strongest keys for weights (M, K), and what part of all attention they have."""
+    layer = view.layer
+    strongest = layer.strongest(weights, view.topk)
+    share = sum(weight for *_, weight in strongest) / layer.groups
+    draw_strongest(axis, view, layer, strongest, f'the {view.topk} keys {whose} to most ({share:.0%})')
+
+
 def draw_attention(axis: Axes, view: View) -> None:
     """The keys that the query attends to most, as the mean over heads."""
-    layer = view.layer
-    weights = layer.attention(view.query_number())
-    share = _share(layer, weights, view.topk)
-    draw_weights(axis, view, weights, f'the {view.topk} keys the query attends to most ({share:.0%})')
-    _boxes(axis, view, filled=deformable_attention(layer, view.query_number()).weights)
-    _query(axis, view, layer)
-
-
-def _share(layer: Layer, weights: np.ndarray, count: int) -> float:
-    """The share of all attention that the strongest keys have."""
-    return sum(weight for *_, weight in layer.strongest(weights, count)) / layer.groups
+    weights = view.layer.attention(view.query_number())
+    _draw_weights(axis, view, weights, 'the query attends')
+    _boxes(axis, view, view.layer.by_group(weights))
+    _query(axis, view, view.layer)
 
 
 def draw_keys(axis: Axes, view: View) -> None:
     """The keys that all queries together attend to most."""
-    layer = view.layer
-    share = _share(layer, layer.received, view.topk)
-    draw_weights(axis, view, layer.received, f'the {view.topk} keys that all queries attend to most ({share:.0%})')
+    _draw_weights(axis, view, view.layer.received, 'that all queries attend')
     _boxes(axis, view)
 
 
 def overview(view: View) -> Figure:
     """Points, attention of the query, and the keys that matter most to all queries, beside each other."""
-    figure, axes = _panels(view, 3, 3 if _is_tall(view) else None)
+    figure, axes = _panels(view, 3)
     draw_points(axes[0], view)
     draw_attention(axes[1], view)
     draw_keys(axes[2], view)
     return figure
-
-
-def _is_tall(view: View) -> bool:
-    return view.picture.shape[0] > view.picture.shape[1]
 
 
 def _single(draw_panel):
@@ -181,9 +167,8 @@ def heads(view: View) -> Figure:
     figure, axes = _panels(view, layer.heads, columns)
     for head, axis in enumerate(axes):
         group = layer.group_of(head)
-        weights = np.zeros_like(rows)
-        weights[head] = rows[head]
-        draw_weights(axis, view, weights, f'head {head}, group {group}', groups=(group,))
+        strongest = [(group, key, rows[head, key]) for key in np.argsort(rows[head])[::-1][: view.topk]]
+        draw_strongest(axis, view, layer, strongest, f'head {head}, group {group}')
         _query(axis, view, layer)
     return figure
 
@@ -191,7 +176,8 @@ def heads(view: View) -> Figure:
 def fields(view: View) -> Figure:
     """What the query can see in ViT, Swin, DCN and DAT."""
     layer, query = view.layer, view.query_number()
-    figure, axes = _panels(view, 4, 2 if _is_tall(view) is False and view.picture.shape[1] > 700 else 4, extra=0.4)
+    height, width = view.picture.shape[:2]
+    figure, axes = _panels(view, 4, 2 if width >= height and width > 700 else 4, extra=0.4)
     for axis, field in zip(axes, receptive_fields(layer, query), strict=True):
         learned = field.title == 'DAT'
         _picture(axis, view, f'{field.title}: {field.what}', dim=0.35)
@@ -208,12 +194,12 @@ def fields(view: View) -> Figure:
 def bias(view: View) -> Figure:
     """The position bias as the query sees it, head by head: red draws it to a place, blue away."""
     layer, query = view.layer, view.query_number()
-    maps, at_keys = layer.bias_map(query), layer.bias(query)
     if not layer.has_bias:
         raise UserError(
             f'layer {layer.name} adds no position bias to its logits '
             f'(its form is {type(layer.module.position_bias).__name__}): there is nothing to draw'
         )
+    maps, at_keys = layer.bias_map(query), layer.bias(query)
     count = min(layer.heads, 12)
     figure, axes = _panels(view, count, min(count, 4))
     limit = float(np.abs(at_keys if maps is None else maps).max()) or 1.0
@@ -240,25 +226,13 @@ def bias(view: View) -> Figure:
 
 def depth(view: View) -> Figure:
     """The keys that the query attends to most, layer by layer."""
-    names = list(view.recording)
-    figure, axes = _panels(view, len(names), min(len(names), 4))
-    chosen = view.layer_name
-    try:
-        for axis, name in zip(axes, names, strict=True):
-            view.layer_name = name
-            draw_weights(axis, view, view.layer.attention(view.query_number()), short_name(name))
-            _query(axis, view, view.layer)
-    finally:
-        view.layer_name = chosen
+    layers = view.layers
+    figure, axes = _panels(view, len(layers), min(len(layers), 4))
+    for axis, layer in zip(axes, layers, strict=True):
+        strongest = layer.strongest(layer.attention(view.query_number(layer)), view.topk)
+        draw_strongest(axis, view, layer, strongest, layer.label)
+        _query(axis, view, layer)
     return figure
-
-
-def short_name(name: str) -> str:
-    """Names a layer of a backbone by its stage and block, both from 1 as papers count them."""
-    parts = name.split('.')
-    if 'stages' in parts and 'blocks' in parts:
-        return f'stage {int(parts[parts.index("stages") + 1]) + 1}, block {int(parts[parts.index("blocks") + 1]) + 1}'
-    return name or 'attention'
 
 
 def offsets(view: View) -> Figure:
@@ -277,7 +251,7 @@ def offsets(view: View) -> Figure:
         )  # fmt: skip
         for group, patch in enumerate(parts['boxes']):
             patch.set_facecolor(colour(group))
-        ticks.append((places.mean(), short_name(layer.name)))
+        ticks.append((places.mean(), layer.label))
         position = places[-1] + 2
     axis.set_xticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=7, rotation=30, ha='right')
     axis.set_ylabel('distance from the grid, pixels', fontsize=8)
@@ -297,7 +271,7 @@ def similarity(view: View) -> Figure:
         axis.scatter(np.full(layer.heads, place), layer.similarity, s=8, color='#56B4E9', linewidths=0)
     means = [mean for _, mean in similarity_by_depth(layers)]
     axis.plot(at, means, marker='o', markersize=4, color='#D55E00', label='mean over heads')
-    axis.set_xticks(at, [short_name(layer.name) for layer in layers], fontsize=7, rotation=30, ha='right')
+    axis.set_xticks(at, [layer.label for layer in layers], fontsize=7, rotation=30, ha='right')
     axis.set(ylim=(0, 1.02))
     axis.set_title('how alike the attention of two queries is', fontsize=8)
     axis.set_ylabel('mean cosine of two queries’ attention', fontsize=8)

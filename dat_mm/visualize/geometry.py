@@ -137,14 +137,9 @@ class Placement:
             raise UserError(f'query {x:g},{y:g} is outside the picture: X is 0 to {width - 1}, Y is 0 to {height - 1}')
         inside = self.to_input((x, y))
         if (inside < -0.5).any() or (inside > np.array(self.kept) - 0.5).any():
-            (left, top), (right, bottom) = sorted_corners(self)
+            ends = self.to_picture(np.array([(0.0, 0.0), np.array(self.kept) - 1.0]))
+            (left, top), (right, bottom) = np.ceil(ends.min(axis=0)), np.floor(ends.max(axis=0))
             raise UserError(
                 f'query {x:g},{y:g} is outside what the model saw of the picture: '
                 f'X is {left:.0f} to {right:.0f}, Y is {top:.0f} to {bottom:.0f}'
             )
-
-
-def sorted_corners(placement: Placement):
-    """The corners (left, top) and (right, bottom) of what the model saw, in pixels of the picture."""
-    ends = placement.to_picture(np.array([(0.0, 0.0), np.array(placement.kept) - 1.0]))
-    return np.ceil(ends.min(axis=0)), np.floor(ends.max(axis=0))

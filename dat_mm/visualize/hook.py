@@ -13,8 +13,8 @@ from ..registry import HOOKS
 from .figures import as_pixels, draw
 from .geometry import Placement
 from .record import record
-from .statistics import offset_statistics, similarity_by_depth
-from .view import Box, View
+from .statistics import summary
+from .view import Box, View, boxes_of
 
 CONVERSIONS = ('_channel_conversion', 'channel_conversion', 'to_rgb')  # the toolboxes' names for BGR to RGB
 
@@ -58,14 +58,11 @@ class AttentionHook(Hook):
             return
         recording = self._recording
         self._close()  # first: whatever happens below, the model is as it was
-        layers = recording.layers()
-        likeness = dict(similarity_by_depth(layers))
-        numbers = {}
-        for layer in layers:
-            stats = offset_statistics(layer)
-            numbers[f'attention/{layer.name}/offset'] = float(np.mean([entry['mean'] for entry in stats]))
-            numbers[f'attention/{layer.name}/offset_max'] = max(entry['max'] for entry in stats)
-            numbers[f'attention/{layer.name}/similarity'] = likeness[layer.name]
+        numbers = {
+            f'attention/{layer.name}/{name}': value
+            for layer in recording.layers()
+            for name, value in summary(layer).items()
+        }
         step = runner.iter
         runner.visualizer.add_scalars(numbers, step=step)
         preprocessor = getattr(runner.model, 'module', runner.model).data_preprocessor
@@ -85,21 +82,12 @@ class AttentionHook(Hook):
 
     def _boxes(self, runner, outputs) -> list[Box]:
         """The detections in the first picture, in pixels of the model's input."""
-        sample = outputs[0] if outputs else None
-        found = getattr(sample, 'pred_instances', None)
-        if found is None or 'bboxes' not in found:
+        if not outputs:
             return []
         classes = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
-        placement = Placement.from_meta(sample.metainfo)
-        boxes = []
-        for box, label, score in zip(
-            found.bboxes.cpu().numpy().reshape(-1, 2, 2), found.labels.tolist(), found.scores.tolist(), strict=True
-        ):
-            if score >= self.score_thr:
-                corners = placement.to_input(box)
-                low, high = corners.min(axis=0), corners.max(axis=0)
-                boxes.append(Box(*map(float, (*low, *high)), classes[label] if classes else str(label), float(score)))
-        return sorted(boxes, key=lambda box: -box.score)
+        return boxes_of(
+            outputs[0], classes, self.score_thr, lambda x: Placement.from_meta(outputs[0].metainfo).to_input(x)
+        )
 
 
 def first_picture(inputs, preprocessor) -> np.ndarray:

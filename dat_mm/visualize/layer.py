@@ -61,6 +61,15 @@ class Layer:
     def keys(self) -> int:
         return self.key_map_size[0] * self.key_map_size[1]
 
+    @property
+    def label(self) -> str:
+        """The stage and block of a layer in a backbone, both from 1 as papers count them; else its name."""
+        parts = self.name.split('.')
+        if 'stages' in parts and 'blocks' in parts:
+            stage, block = (int(parts[parts.index(part) + 1]) + 1 for part in ('stages', 'blocks'))
+            return f'stage {stage}, block {block}'
+        return self.name or 'attention'
+
     def group_of(self, head: int) -> int:
         return head // (self.heads // self.groups)
 
@@ -123,15 +132,17 @@ class Layer:
         """Whether the layer adds a position bias to its logits."""
         return self._bias.table is not None or self._bias.logits is not None
 
+    def _table_bias(self, queries: Tensor, points: Tensor) -> Tensor:
+        """The table (M, n, K) at displacements of queries (n,) from points (G, K, 2)."""
+        positions = grid.query_grid(*self.map_size, self.convention, self.q.dtype, self.q.device).flatten(0, 1)
+        return reference.interpolate_table(self._bias.table.detach(), points[None], positions[queries]).squeeze(0)
+
     def _bias_rows(self, queries: Tensor) -> Tensor:
         """The position bias (M, n, K) of queries (n,); zero where there is none."""
         bias = self._bias
         rows = self.q.new_zeros(self.heads, len(queries), self.keys)
         if bias.table is not None:
-            positions = grid.query_grid(*self.map_size, self.convention, self.q.dtype, self.q.device).flatten(0, 1)
-            rows = rows + reference.interpolate_table(
-                bias.table.detach(), self._points.flatten(1, 2)[None], positions[queries]
-            ).squeeze(0)
+            rows = rows + self._table_bias(queries, self._points.flatten(1, 2))
         if bias.logits is not None:
             # one row, head or key stands for all of them, as the op has it
             logits = bias.logits.expand(1, self.heads, self.queries, self.keys)[0]
@@ -202,19 +213,15 @@ class Layer:
             torch.linspace(-1, 1, n, dtype=self.q.dtype) if n > 1 else torch.zeros(1) for n in self.map_size
         )
         everywhere = torch.stack(torch.meshgrid(rows, columns, indexing='ij'), -1).to(self.q).flatten(0, 1)
-        everywhere = everywhere.expand(1, self.groups, -1, -1)
-        positions = grid.query_grid(*self.map_size, self.convention, self.q.dtype, self.q.device).flatten(0, 1)
-        with torch.no_grad():
-            bias = reference.interpolate_table(
-                self._bias.table, everywhere, positions[self._numbers(query)]
-            )  # (1, M, 1, H W)
-        return bias[0, :, 0].unflatten(-1, self.map_size).cpu().numpy()
+        bias = self._table_bias(self._numbers(query), everywhere.expand(self.groups, -1, -1))
+        return bias[:, 0].unflatten(-1, self.map_size).cpu().numpy()
+
+    def by_group(self, weights: np.ndarray) -> np.ndarray:
+        """The weights (G, K) of all points, as the mean over the heads of a group, which share them."""
+        return weights.reshape(self.groups, -1, self.keys).mean(1)
 
     def strongest(self, weights: np.ndarray, count: int) -> list[tuple[int, int, float]]:
-        """The keys with the largest weights (M, K), as (group, key, weight), the largest first.
-
-        Heads of a group share their points, so that the weights of a point are the mean over its heads.
-        """
-        by_group = weights.reshape(self.groups, -1, self.keys).mean(1)  # (G, K)
+        """The points with the largest weights, of (M, K), as (group, key, weight), the largest first."""
+        by_group = self.by_group(weights)
         order = np.argsort(by_group, axis=None, kind='stable')[::-1][:count]
         return [(int(i // self.keys), int(i % self.keys), float(by_group.flat[i])) for i in order]

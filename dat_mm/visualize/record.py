@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -16,11 +15,10 @@ from .layer import Layer
 
 @dataclass
 class _Site:
-    """A deformable layer of a model: where its map is in the input, or None where no backbone tells."""
+    """A deformable layer of a model. `place` is that of its map, as `strides` gives it, None without a backbone."""
 
     attention: DeformableAttention
-    first: float | None = None
-    step: float | None = None
+    place: tuple[float, float] | None = None
     stage: int | None = None
 
 
@@ -49,9 +47,6 @@ class Recording:
     def __repr__(self):
         return '\n'.join(repr(self.layer(name)) for name in self) or f'nothing recorded of {self.model_name} yet'
 
-    def stage_of(self, name: str) -> int | None:
-        return self._sites[name].stage
-
     def find(self, name: str | None = None) -> str:
         """The full name of a layer. None is the last of the third stage, or the last of all where that has none."""
         names = list(self)
@@ -76,10 +71,8 @@ class Recording:
             raise UserError(f'image {image} is not in the batch of {batch}')
         q, k, points = (taken[part][image] for part in ('q', 'k', 'points'))
         height, width = q.shape[:2]
-        if site.first is not None:
-            grid = MapGrid(height, width, (site.first,) * 2, (site.step,) * 2)
-        else:
-            grid = MapGrid(height, width)
+        first, step = site.place or (0.0, 1.0)
+        grid = MapGrid(height, width, (first, first), (step, step))
         return Layer(name, site.attention, q, k, points, grid)
 
     def layers(self, image: int = 0) -> list[Layer]:
@@ -104,11 +97,11 @@ def _backbones(model: nn.Module):
 def _find_sites(model: nn.Module) -> dict[str, _Site]:
     sites = {name: _Site(module) for name, module in model.named_modules() if isinstance(module, DeformableAttention)}
     for prefix, backbone in _backbones(model):
-        for stage, (first, step) in enumerate(strides(backbone)):
+        for stage, place in enumerate(strides(backbone)):
             start = f'{prefix}.' * bool(prefix) + f'stages.{stage}.'
             for name, site in sites.items():
                 if name.startswith(start):
-                    site.stage, site.first, site.step = stage, first, step
+                    site.stage, site.place = stage, place
     return sites
 
 
@@ -151,29 +144,3 @@ def record(model: nn.Module) -> Iterator[Recording]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def picture_of(x: Tensor):
-    """A picture (H, W, 3) of bytes from a picture or from the input of a model, of any kind.
-
-    Bytes are taken as they are. Other numbers, such as normalised pixels, are stretched to the whole range.
-    """
-    import numpy as np
-
-    if isinstance(x, Tensor):
-        x = x.detach().to(torch.float32 if x.is_floating_point() else x.dtype).cpu().numpy()
-    x = np.asarray(x)
-    if x.ndim == 4 and len(x) == 1:
-        x = x[0]
-    if x.ndim == 3 and x.shape[0] in (1, 3) and x.shape[-1] not in (1, 3, 4):
-        x = x.transpose(1, 2, 0)
-    if x.ndim == 2:
-        x = x[..., None]
-    if x.ndim != 3 or x.shape[-1] not in (1, 3, 4):
-        raise UserError(f'a picture of shape {x.shape} is neither (H, W), (H, W, 3), (H, W, 4) nor (3, H, W)')
-    x = np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x[..., :3]
-    if x.dtype != np.uint8:
-        x = x.astype(float)
-        low, high = x.min(), x.max()
-        x = ((x - low) / (high - low if high > low else 1) * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(x)

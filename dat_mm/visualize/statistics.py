@@ -37,3 +37,13 @@ def offset_statistics(layer: Layer) -> list[dict]:
 def similarity_by_depth(layers: list[Layer]) -> list[tuple[str, float]]:
     """How alike the attention of two queries is in each layer, as a mean over its heads."""
     return [(layer.name, float(layer.similarity.mean())) for layer in layers]
+
+
+def summary(layer: Layer) -> dict[str, float]:
+    """A layer in three numbers: how far its points move, as a mean and at most, and how alike its queries are."""
+    stats = offset_statistics(layer)
+    return dict(
+        offset=float(np.mean([entry['mean'] for entry in stats])),
+        offset_max=max(entry['max'] for entry in stats),
+        similarity=float(layer.similarity.mean()),
+    )

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import UserError
 from .geometry import Placement
 from .layer import Layer
-from .record import Recording, picture_of
+from .record import Recording
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Box:
         """Says which of the places (..., 2) of the picture are inside."""
         x, y = np.moveaxis(np.asarray(places), -1, 0)
         return (x >= self.left) & (x <= self.right) & (y >= self.top) & (y <= self.bottom)
+
+
+def boxes_of(sample, classes, least_score: float, placed=None) -> list[Box]:
+    """The detections of a toolbox's data sample, the surest first; none where it is not of a detector.
+
+    `placed` moves places (..., 2) of the picture to where the boxes are wanted.
+    """
+    found = getattr(sample, 'pred_instances', None)
+    if found is None or 'bboxes' not in found or 'scores' not in found:
+        return []
+    corners = found.bboxes.detach().cpu().numpy().reshape(-1, 2, 2)
+    if placed is not None:
+        corners = np.sort(placed(corners), axis=1)  # a flip exchanges them
+    return sorted(
+        (
+            Box(*map(float, box.flat), classes[label] if classes else str(label), float(score))
+            for box, label, score in zip(corners, found.labels.tolist(), found.scores.tolist(), strict=True)
+            if score >= least_score
+        ),
+        key=lambda box: -box.score,
+    )
 
 
 @dataclass
@@ -171,7 +194,7 @@ def show(
     if isinstance(picture, str | Path):
         picture = read_picture(picture)
     shape = getattr(picture, 'shape', ())
-    if len(shape) == 4 and len(shape) and shape[0] > 1:
+    if len(shape) == 4 and shape[0] > 1:
         picture = picture[image]
     pixels = picture_of(picture)
     size = pixels.shape[1], pixels.shape[0]
@@ -194,3 +217,27 @@ def read_picture(path) -> np.ndarray:
         raise UserError(f'{path}: no such picture') from None
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f'{path} is no picture that can be read: {error}') from error
+
+
+def picture_of(x) -> np.ndarray:
+    """A picture (H, W, 3) of bytes from a picture or from the input of a model, of any kind.
+
+    Bytes are taken as they are. Other numbers, such as normalised pixels, are stretched to the whole range.
+    """
+    if isinstance(x, Tensor):
+        x = x.detach().to(torch.float32 if x.is_floating_point() else x.dtype).cpu().numpy()
+    x = np.asarray(x)
+    if x.ndim == 4 and len(x) == 1:
+        x = x[0]
+    if x.ndim == 3 and x.shape[0] in (1, 3) and x.shape[-1] not in (1, 3, 4):
+        x = x.transpose(1, 2, 0)
+    if x.ndim == 2:
+        x = x[..., None]
+    if x.ndim != 3 or x.shape[-1] not in (1, 3, 4):
+        raise UserError(f'a picture of shape {x.shape} is neither (H, W), (H, W, 3), (H, W, 4) nor (3, H, W)')
+    x = np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x[..., :3]
+    if x.dtype != np.uint8:
+        x = x.astype(float)
+        low, high = x.min(), x.max()
+        x = ((x - low) / (high - low if high > low else 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(x)

@@ -11,8 +11,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..figures import COLOURS, short_name
-from ..statistics import offset_statistics, similarity_by_depth
+from ..figures import COLOURS
+from ..statistics import summary
 from ..view import View
 from .pack import MOST_QUERIES, largest_error, pack
 
@@ -21,7 +21,7 @@ BITS = (16, 12, 10, 8, 7, 6, 5, 4)  # of a number of a query or a key: as many a
 LONGEST = 1600  # pixels along a side of the picture on the page
 
 
-def _picture(view: View) -> dict:
+def _picture(view: View) -> str:
     """The picture as the page has it: without loss where it is small, as JPEG and not too large elsewhere."""
     from PIL import Image
 
@@ -38,7 +38,7 @@ def _picture(view: View) -> dict:
         image.save(buffer, 'JPEG', quality=88)
     kind = 'png' if small else 'jpeg'
     source = f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
-    return dict(width=width, height=height, source=source)
+    return source
 
 
 def _join(layers) -> tuple[list[dict], bytes]:
@@ -61,23 +61,6 @@ def _source(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding='utf-8')
 
 
-def _details(view: View, packed) -> list[dict]:
-    """What the page says of each layer beside its attention."""
-    likeness = dict(similarity_by_depth(view.layers))
-    found = []
-    for layer, (plain, arrays) in zip(view.layers, packed, strict=True):
-        stats = offset_statistics(layer)
-        found.append(
-            dict(
-                error=largest_error(layer, plain, arrays),
-                similarity=likeness[layer.name],
-                meanOffset=float(np.mean([entry['mean'] for entry in stats])),
-                maxOffset=max(entry['max'] for entry in stats),
-            )
-        )
-    return found
-
-
 def smallest_size(layers, bits: int) -> float:
     """About how many bytes of a page the queries and keys of the layers are at least, in so many bits."""
     numbers = sum(
@@ -89,19 +72,18 @@ def smallest_size(layers, bits: int) -> float:
 
 def make_page(view: View, *, budget: int = BUDGET) -> str:
     """The interactive page of a view as HTML. All layers of the recording are in it."""
-    labels = [short_name(layer.name) for layer in view.layers]
     picture = _picture(view)
-    frame = len(picture['source']) + sum(len(_source(name)) for name in ('page.html', 'page.css', 'page.js')) + 20_000
+    frame = len(picture) + sum(len(_source(name)) for name in ('page.html', 'page.css', 'page.js')) + 20_000
     for bits in BITS:
         if bits > 8 and smallest_size(view.layers, bits) > budget:
             continue  # compression does not halve such numbers: do not try
-        packed = [pack(layer, label, bits) for layer, label in zip(view.layers, labels, strict=True)]
+        packed = [pack(layer, bits) for layer in view.layers]
         headers, content = _join(packed)
         data = base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
         if len(data) + frame <= budget:
             break
-    for header, details in zip(headers, _details(view, packed), strict=True):
-        header.update(details)
+    for header, layer, arrays in zip(headers, view.layers, (arrays for _, arrays in packed), strict=True):
+        header.update(summary(layer), error=largest_error(layer, arrays))
     placement = view.placement
     header = dict(
         title=view.title or view.recording.model_name,

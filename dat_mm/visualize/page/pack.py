@@ -20,6 +20,12 @@ def thin(size, most: int) -> tuple[int, np.ndarray]:
     return every, (rows[:, None] * W + columns).reshape(-1)
 
 
+def kept_queries(layer: Layer) -> tuple[int, np.ndarray]:
+    """How far apart the queries of a layer are that the page has, and their numbers."""
+    rows_only = layer._bias.logits is not None
+    return thin(layer.map_size, MOST_ROWS // (layer.heads * layer.keys) if rows_only else MOST_QUERIES)
+
+
 def _balanced(q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Queries and keys (M, n, D) with the same products, and each channel about as large in both."""
     ranges = [np.maximum(np.abs(x).max(axis=1, keepdims=True), 1e-12) for x in (q, k)]
@@ -35,15 +41,14 @@ def quantise(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / step[:, None, None]).astype(kind), step.astype(np.float32)
 
 
-def pack(layer: Layer, label: str, bits: int) -> tuple[dict, dict[str, np.ndarray]]:
+def pack(layer: Layer, bits: int) -> tuple[dict, dict[str, np.ndarray]]:
     """A layer as a dict of plain values and a dict of arrays; the order of the axes is what page.js reads."""
-    table, rows_only = layer._bias.table, layer._bias.logits is not None
-    most = MOST_ROWS // (layer.heads * layer.keys) if rows_only else MOST_QUERIES
-    every, kept = thin(layer.map_size, most)
+    table = layer._bias.table
+    every, kept = kept_queries(layer)
     starts, steps = zip(*(query_axis(n, layer.convention) for n in layer.map_size), strict=True)
     plain = dict(
         name=layer.name,
-        label=label,
+        label=layer.label,
         heads=layer.heads,
         groups=layer.groups,
         map=layer.map_size,
@@ -63,7 +68,7 @@ def pack(layer: Layer, label: str, bits: int) -> tuple[dict, dict[str, np.ndarra
     if table is not None:
         arrays['table'] = table.detach().float().cpu().numpy()
         arrays['positions'] = layer.points.astype(np.float32)
-    if rows_only:
+    if layer._bias.logits is not None:
         weights = np.concatenate([layer.attention(part) for part in np.array_split(kept, -(-len(kept) // 256))], axis=1)
         arrays['most'] = weights.max(axis=-1).astype(np.float32)
         # the square root leaves more steps to the many small numbers
@@ -74,25 +79,23 @@ def pack(layer: Layer, label: str, bits: int) -> tuple[dict, dict[str, np.ndarra
     return plain, arrays
 
 
-def unpacked_attention(layer: Layer, plain: dict, arrays: dict, at: int) -> np.ndarray:
+def unpacked_attention(layer: Layer, arrays: dict, at: int) -> np.ndarray:
     """The attention (M, K) that page.js makes of the query that was kept in place `at`."""
     if 'rows' in arrays:
         weights = (arrays['rows'][:, at] / 255.0) ** 2 * arrays['most'][:, at, None]
         return weights / weights.sum(-1, keepdims=True)
     q, k = (arrays[x].astype(np.float64) * arrays[f'{x}Step'][:, None, None] for x in 'qk')
     logits = np.einsum('md,mkd->mk', q[:, at], k)
-    _, kept = thin(layer.map_size, MOST_QUERIES)
+    _, kept = kept_queries(layer)
     logits = logits + layer.bias(int(kept[at]))
     logits = np.exp(logits - logits.max(-1, keepdims=True))
     return logits / logits.sum(-1, keepdims=True)
 
 
-def largest_error(layer: Layer, plain: dict, arrays: dict, count: int = 16) -> float:
+def largest_error(layer: Layer, arrays: dict, count: int = 16) -> float:
     """How far a head's attention to a key on the page is from the exact, at most, over some queries spread evenly."""
-    most = MOST_ROWS // (layer.heads * layer.keys) if 'rows' in arrays else MOST_QUERIES
-    _, kept = thin(layer.map_size, most)
+    _, kept = kept_queries(layer)
     some = np.unique(np.linspace(0, len(kept) - 1, count).round().astype(int))
     return max(
-        float(np.abs(unpacked_attention(layer, plain, arrays, int(at)) - layer.attention(int(kept[at]))).max())
-        for at in some
+        float(np.abs(unpacked_attention(layer, arrays, int(at)) - layer.attention(int(kept[at]))).max()) for at in some
     )

@@ -9,6 +9,7 @@
   const find = (id) => document.getElementById(id);
   const header = JSON.parse(find('header').textContent);
   const { placement, layers, colours } = header;
+  const original = { width: header.size[0], height: header.size[1] };
   const image = new Image();
   const canvas = find('picture');
   const state = {
@@ -198,7 +199,6 @@
     return { pen, scale, unit: ratio };
   }
 
-  const original = { width: 0, height: 0 };
   const onCanvas = (place, scale) => [(place[0] + 0.5) * scale, (place[1] + 0.5) * scale];
 
   function disc(pen, x, y, radius, fill, edge) {
@@ -364,8 +364,8 @@
     ];
     find('summary').textContent =
       `${whose} in ${layer.label} (${parts.join(', ')}): the ${chosen.length} strongest of ${count} points hold ` +
-      `${percent(some / (all || 1))} of the attention. Points are ${layer.meanOffset.toFixed(1)} pixels from the grid on ` +
-      `average, ${layer.maxOffset.toFixed(0)} at most.`;
+      `${percent(some / (all || 1))} of the attention. Points are ${layer.offset.toFixed(1)} pixels from the grid on ` +
+      `average, ${layer.offset_max.toFixed(0)} at most.`;
     canvas.setAttribute('aria-label', `Picture. ${find('summary').textContent}`);
     const at = places(layer, state.where);
     const heading = find('table');
@@ -612,11 +612,10 @@
   }
 
   async function openPage() {
-    image.src = header.picture.source;
+    image.src = header.picture;
     const [buffer] = await Promise.all([unpack(find('data').textContent), image.decode()]);
     find('data').remove();
     attach(buffer);
-    Object.assign(original, { width: header.size[0], height: header.size[1] });
     canvas.style.aspectRatio = `${original.width} / ${original.height}`;
     // as wide as the page has room, but the whole picture is on the screen
     canvas.style.width = `min(100%, ${(78 * original.width) / original.height}vh)`;
