@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlparse
@@ -128,14 +129,41 @@ def write_state_dict(state_dict: Mapping[str, Tensor], destination: str | os.Pat
     path = Path(destination)
     if path.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{destination}: the name must end in .pth or .safetensors')
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
+    with written_whole(path, mark=f'.{os.getpid()}') as partial:
         if path.suffix == '.pth':
             torch.save({'state_dict': dict(state_dict)}, partial)
         else:
             from safetensors.torch import save_file
 
             save_file({key: value.contiguous() for key, value in state_dict.items()}, partial, {'format': 'pt'})
-        os.replace(partial, path)
-    finally:
+
+
+@contextmanager
+def written_whole(path: Path, mark: str = ''):
+    """Gives the name of a file to write, which takes the place of `path` once it is safe on the disk.
+
+    Where the writing fails, the file is removed and `path` stays as it was. `mark` makes its name one of a kind where
+    several processes may write to `path`; without it, what a killed process left is written over by the next.
+    """
+    partial = path.with_name(f'.{path.name}{mark}')
+    try:
+        yield partial
+        if partial.is_file():
+            flush(partial)
+            os.replace(partial, path)
+            flush(path.parent)
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened everywhere
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,12 +6,11 @@ from dat_mm.commands import cli
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument('image', help='picture, or a folder of pictures')
+    cli.add_image(parser)
     cli.add_config(parser)
     cli.add_checkpoint(parser)
     parser.add_argument('--out-dir', default='predictions', help='for pictures and predictions.json (%(default)s)')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below it (%(default)s)')
+    cli.add_predictor(parser)
     cli.add_cfg_options(parser)
     return parser.parse_args(argv)
 

@@ -9,8 +9,7 @@ def parse_args(argv=None):
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='of a run; several stand side by side')
     parser.add_argument('--out', metavar='OUT.html', help='(default: report.html in the first work dir)')
     parser.add_argument('--samples', type=int, default=4, metavar='N', help='pictures to predict on (%(default)s)')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below it (%(default)s)')
+    cli.add_predictor(parser)
     return parser.parse_args(argv)
 
 

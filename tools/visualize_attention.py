@@ -6,7 +6,7 @@ from dat_mm.commands import cli
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument('image', help='picture, or a folder of pictures')
+    cli.add_image(parser)
     cli.add_config(parser)
     cli.add_checkpoint(parser)
     parser.add_argument('--layer', help='STAGE.BLOCK from 0, or a module (default: the last of the third stage)')
@@ -22,8 +22,7 @@ def parse_args(argv=None):
     parser.add_argument('--out', default='attention', help='folder, or a .png, .pdf or .svg file (%(default)s)')
     parser.add_argument('--dpi', type=int, default=200, help='pixels per inch of a PNG (%(default)s)')
     parser.add_argument('--html', metavar='OUT.html', help='also write the interactive page; of a folder, a folder')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below it (%(default)s)')
+    cli.add_predictor(parser)
     cli.add_cfg_options(parser)
     return parser.parse_args(argv)
 

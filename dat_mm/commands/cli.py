@@ -24,6 +24,16 @@ def add_checkpoint(parser) -> None:
     parser.add_argument('checkpoint', help='checkpoint file')
 
 
+def add_image(parser) -> None:
+    parser.add_argument('image', help='picture, or a folder of pictures')
+
+
+def add_predictor(parser) -> None:
+    """Adds where a trained model runs, and which of its detections count."""
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below it (%(default)s)')
+
+
 def add_cfg_options(parser, example: str = '') -> None:
     """Adds --cfg-options, which may be given several times; `example` ends its help."""
     parser.add_argument(

@@ -154,17 +154,26 @@ def as_palette(colours):
     return list(colours) if isinstance(colours, tuple) and not isinstance(colours[0], int) else colours
 
 
-def converted(checkpoint, folder):
-    """Writes a checkpoint of the authors into a folder as the toolboxes load it; any other is returned as it is."""
+def open_loadable(checkpoint, folder) -> tuple[Path, dict]:
+    """Opens a checkpoint as the toolboxes load it, and returns its file and content.
+
+    One of the authors is converted into a file in `folder`. Only such a file is read whole here.
+    """
     try:
-        official = read_state_dict(checkpoint)
-    except (OSError, ValueError):
-        return checkpoint  # whoever opens it next says what is wrong
-    if not is_official(official):
-        return checkpoint
+        content = open_checkpoint(checkpoint)
+        official = is_official(content.get('state_dict') or content.get('model') or content)
+        refused = None
+    except UserError as error:  # the authors' files may hold a config of theirs, which read_state_dict passes over
+        official, refused = True, error
+    if not official:
+        return Path(checkpoint), content
+    try:
+        weights = convert(read_state_dict(checkpoint))
+    except (OSError, ValueError) as error:
+        raise refused or UserError(str(error)) from error
     path = Path(folder, f'{Path(checkpoint).stem}.pth')
-    write_state_dict(convert(official), path)
-    return path
+    write_state_dict(weights, path)
+    return path, open_checkpoint(path)
 
 
 def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_options=(), edit=None):
@@ -180,8 +189,7 @@ def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_option
 
     matplotlib.use('Agg')
     with tempfile.TemporaryDirectory() as folder:
-        file = converted(checkpoint, folder)
-        content = open_checkpoint(file)
+        file, content = open_loadable(checkpoint, folder)
         cfg = prepare(config, cfg_options, edit=edit_all)
         meta = dataset_meta(cfg)
         # a checkpoint may tell the names of the classes that it was trained on

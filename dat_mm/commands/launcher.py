@@ -44,16 +44,14 @@ def from_slurm(environment) -> dict[str, str]:
     if missing:
         raise UserError(f'--launcher slurm: {", ".join(missing)} not set; start through tools/slurm_train.sh or srun')
     step = environment.get('SLURM_STEP_ID', '0')
-    found = dict(
+    return dict(
         RANK=environment['SLURM_PROCID'],
         WORLD_SIZE=environment['SLURM_NTASKS'],
         LOCAL_RANK=environment['SLURM_LOCALID'],
-        MASTER_PORT=str(FIRST_PORT + (31 * int(environment['SLURM_JOB_ID']) + int(step)) % PORTS),
+        MASTER_PORT=environment.get('MASTER_PORT')
+        or str(FIRST_PORT + (31 * int(environment['SLURM_JOB_ID']) + int(step)) % PORTS),
+        MASTER_ADDR=environment.get('MASTER_ADDR') or first_host(environment),
     )
-    if 'MASTER_PORT' in environment:
-        found['MASTER_PORT'] = environment['MASTER_PORT']
-    found['MASTER_ADDR'] = environment.get('MASTER_ADDR') or first_host(environment)
-    return found
 
 
 def first_host(environment) -> str:

@@ -1,13 +1,10 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What tools/report.py does: one HTML page of training runs, side by side, with everything inside it."""
 
-import base64
-import io
 import json
 import tempfile
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,9 @@ import numpy as np
 from ..engine.checkpoints import latest_checkpoint
 from ..errors import UserError
 from ..visualize.figures import as_html
+from ..visualize.inline import img, source_of
 from . import analyze
+from .document import write_document
 
 # The names of results in the metafiles, the toolboxes' names for them, and the factor between the two
 RESULTS = {
@@ -183,10 +182,7 @@ def as_image(pixels: np.ndarray, alt: str) -> str:
 
     picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
     picture.thumbnail((LONGEST, LONGEST))
-    buffer = io.BytesIO()
-    picture.save(buffer, 'JPEG', quality=88)
-    source = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{source}">'
+    return img(source_of(lambda file: picture.save(file, 'JPEG', quality=88), 'jpeg'), alt)
 
 
 def sample_files(cfg, count: int) -> list[Path]:
@@ -277,9 +273,7 @@ def report(work_dirs, *, out=None, samples=4, device=None, score_thr=0.3) -> Pat
     }
     title = f'Report: {", ".join(run.name for run in runs)}'
     body = '\n'.join(tag('h2', name) + content for name, content in parts.items())
-    text = files(__package__).joinpath('report.html').read_text(encoding='utf-8')
     path = Path(out) if out else folders[0] / 'report.html'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.replace('<!--TITLE-->', escape(title)).replace('<!--BODY-->', body), encoding='utf-8')
+    write_document(path, title, body)
     print(path)
     return path

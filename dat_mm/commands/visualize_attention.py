@@ -10,23 +10,8 @@ from ..errors import UserError
 from ..visualize import Placement, View, record
 from ..visualize.figures import FIGURES, SUFFIXES
 from ..visualize.view import boxes_of, read_picture
+from .document import write_document
 from .infer import find_images, load_predictor
-
-GALLERY = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title><!--TITLE--></title>
-<style>
-body { font: 15px system-ui, sans-serif; margin: 1rem auto; max-width: 1300px; padding: 0 1rem; }
-img { max-width: 100%; }
-h2 { font-size: 1rem; margin: 1.2rem 0 0.3rem; }
-</style>
-<h1><!--TITLE--></h1>
-<!--PARTS-->
-</html>
-"""
 
 
 def see_whole(cfg) -> None:
@@ -80,8 +65,7 @@ def write_gallery(path: Path, title: str, entries) -> None:
             f'<img loading="lazy" src="{link(file, path)}" alt="{kind} of {name}">' for kind, file in files.items()
         ]
         parts.append(f'<section><h2>{heading}</h2>{"".join(shown)}</section>')
-    text = GALLERY.replace('<!--TITLE-->', escape(title)).replace('<!--PARTS-->', '\n'.join(parts))
-    path.write_text(text, encoding='utf-8')
+    write_document(path, title, '\n'.join(parts))
 
 
 def link(file: Path, page: Path) -> str:

@@ -8,6 +8,11 @@ from mmengine.hooks import Hook
 from .checkpoint_hook import CheckpointHook
 
 
+def inside_step(runner, done: int) -> bool:
+    """Says whether, after so many iterations, gradients are waiting for the optimizer."""
+    return done % getattr(runner.optim_wrapper, '_accumulative_counts', 1) != 0 and done < runner.max_iters
+
+
 class KeepGradients(Hook):
     """Saves and restores gradients of a step of the optimizer that is not finished.
 
@@ -21,9 +26,6 @@ class KeepGradients(Hook):
     def __init__(self):
         self._gradients, self._at, self._loaded = None, None, None
 
-    def _unfinished(self, runner, done: int) -> bool:
-        return bool(done % getattr(runner.optim_wrapper, '_accumulative_counts', 1)) and done < runner.max_iters
-
     def _collect(self, runner, done: int) -> None:
         """Brings the gradients of all processes to the first one."""
         own = [None if p.grad is None else p.grad.detach().cpu().clone() for p in runner.model.parameters()]
@@ -36,13 +38,13 @@ class KeepGradients(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1
         writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
-        if self._unfinished(runner, done) and any(
+        if inside_step(runner, done) and any(
             self.every_n_train_iters(runner, hook.interval, hook.save_begin) for hook in writers
         ):
             self._collect(runner, done)
 
     def after_train_epoch(self, runner) -> None:
-        if self._unfinished(runner, runner.iter):
+        if inside_step(runner, runner.iter):
             self._collect(runner, runner.iter)
 
     def before_save_checkpoint(self, runner, checkpoint) -> None:

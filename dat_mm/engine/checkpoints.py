@@ -1,10 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Training checkpoints of mmengine: finding the one to resume, reading it safely, checking that it fits a model."""
 
-import os
 import pickle
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 
 from ..convert import current_key
 from ..errors import UserError
+from ..weights import written_whole
 
 INTERRUPTED = 'interrupted.pth'  # what a run writes that is asked to stop
 _STATISTICS = ('current', 'max', 'mean', 'min')
@@ -132,38 +131,3 @@ def note_last(work_dir: str | Path, name: str) -> None:
     """Notes which checkpoint of a run is the last, as mmengine does, whole or not at all."""
     with written_whole(Path(work_dir, 'last_checkpoint')) as partial:
         partial.write_text(str(Path(work_dir, name)))
-
-
-def partial_of(path: Path) -> Path:
-    """The name of a file while it is being written."""
-    return path.with_name(f'.{path.name}')
-
-
-@contextmanager
-def written_whole(path: Path):
-    """Gives the name of a file to write, which takes the place of `path` once it is safe on the disk.
-
-    Where the writing fails, the file is removed and `path` stays as it was.
-    """
-    partial = partial_of(path)
-    try:
-        yield partial
-        if partial.is_file():
-            flush(partial)
-            os.replace(partial, path)
-            flush(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Has the system write a file, or the names in a folder, to the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # folders cannot be opened everywhere
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,9 +13,10 @@ from mmengine.runner import Runner as MMEngineRunner
 
 from ..errors import UserError
 from ..registry import RUNNERS
+from ..weights import written_whole
 from .accumulation import KeepGradients
 from .checkpoint_hook import CheckpointHook
-from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, partial_of, read_meta, written_whole
+from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .seeds import IterationSeed, add_draws, fetch_by_draw
 from .stopping import StopOnSignal, ValidateAgain
 
@@ -140,7 +141,7 @@ class Runner(MMEngineRunner):
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         path = Path(out_dir, filename)
         if not is_main_process():  # it writes nothing, and must not rename what the first process is writing
-            return super().save_checkpoint(out_dir, partial_of(path).name, *args, **kwargs)
+            return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         try:
             with written_whole(path) as partial:
                 super().save_checkpoint(out_dir, partial.name, *args, **kwargs)

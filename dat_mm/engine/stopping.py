@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
 
+from .accumulation import inside_step
 from .checkpoints import INTERRUPTED, note_last
 from .processes import leave_group
 
@@ -86,8 +87,7 @@ class StopOnSignal(Hook):
         if not self._agreed():
             return
         done = runner.iter + 1
-        accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        if done % accumulated or done >= runner.max_iters:
+        if inside_step(runner, done) or done >= runner.max_iters:
             return
         loop = runner.train_loop
         if hasattr(loop, 'run_epoch') and done % len(loop.dataloader) == 0:

@@ -1,9 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """The one layer on matplotlib: a View in, a figure out. FIGURES lists the kinds."""
 
-import base64
-import io
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from ..errors import UserError
 from .fields import receptive_fields
+from .inline import img, source_of
 from .layer import Layer
 from .statistics import similarity_by_depth
 from .view import View
@@ -311,10 +309,7 @@ def save(figure: Figure, path, dpi: int = 200) -> None:
 
 def as_html(figure: Figure, alt: str = 'what deformable attention looks at') -> str:
     """A figure as an <img> with its pixels inside."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=110)
-    pixels = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{pixels}">'
+    return img(source_of(lambda file: figure.savefig(file, format='png', dpi=110), 'png'), alt)
 
 
 def as_pixels(figure: Figure, dpi: int = 110) -> np.ndarray:

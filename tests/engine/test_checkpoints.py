@@ -10,7 +10,8 @@ import torch
 pytest.importorskip('mmengine')
 
 from dat_mm.engine.checkpoint_hook import CheckpointHook
-from dat_mm.engine.checkpoints import INTERRUPTED, is_whole, latest_checkpoint, note_last, written_whole
+from dat_mm.engine.checkpoints import INTERRUPTED, is_whole, latest_checkpoint, note_last
+from dat_mm.weights import written_whole
 
 
 def write(folder, name, age):

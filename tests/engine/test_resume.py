@@ -1,5 +1,4 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_logs import losses
 
 from dat_mm.engine.checkpoints import read_meta
 
@@ -27,17 +27,6 @@ def finish(process):
     output = process.communicate()[0]
     assert process.returncode == 0, output[-3000:]
     return output
-
-
-def losses(work_dir):
-    """{step: (loss, gradient norm)} with all digits. Where a run has several parts, the last one counts."""
-    found = {}
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            if 'loss' in entry:
-                found[entry['step']] = entry['loss'], entry.get('grad_norm')
-    return found
 
 
 @pytest.mark.slow

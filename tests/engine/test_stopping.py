@@ -13,11 +13,10 @@ import torch
 
 pytest.importorskip('mmengine')
 
+from run_logs import losses
+
 from dat_mm.engine import stopping
 from dat_mm.engine.checkpoints import INTERRUPTED, latest_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_resume import losses
 
 ROOT = Path(__file__).parents[2]
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')

@@ -2,14 +2,11 @@
 """One cluster of two nodes for all tests of this folder."""
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cluster import Cluster, why_not
+from slurm.cluster import Cluster, why_not
 
 
 @pytest.fixture(scope='session')

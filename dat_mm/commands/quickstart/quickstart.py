@@ -26,7 +26,6 @@ DETECTORS = ('pretrained', 'scratch')
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'dat_mm')
 FIGURES = dict(box_AP50='bbox_mAP_50', mask_AP50='segm_mAP_50', box_AP='bbox_mAP', mask_AP='segm_mAP')
 ACCURACY = 'accuracy/top1'
-SHOWN = 1  # which of the held-out scenes attention.html is of
 
 
 def usable_cores() -> int:
@@ -230,7 +229,7 @@ class Quickstart:
     def make_pages(self):
         """The page of what the trained detector looks at, and the report of both detectors."""
         tools, folder = self.root / 'tools', self.work_dir / 'pretrained'
-        picture = sorted((self.data_root / 'images/val').iterdir())[SHOWN]
+        picture = sorted((self.data_root / 'images/val').iterdir())[:2][-1]
         commands = {
             'attention': [
                 *(tools / 'visualize_attention.py', picture, folder / f'{DETECTOR}.py'),

@@ -3,7 +3,6 @@
 
 import base64
 import gzip
-import io
 import json
 from functools import cache
 from html import escape
@@ -12,6 +11,7 @@ from importlib.resources import files
 import numpy as np
 
 from ..figures import COLOURS
+from ..inline import source_of
 from ..statistics import summary
 from ..view import View
 from .pack import MOST_QUERIES, largest_error, pack
@@ -31,14 +31,9 @@ def _picture(view: View) -> str:
     if max(width, height) > LONGEST:
         ratio = LONGEST / max(width, height)
         image = image.resize((max(1, round(width * ratio)), max(1, round(height * ratio))), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
     if small:
-        image.save(buffer, 'PNG')
-    else:
-        image.save(buffer, 'JPEG', quality=88)
-    kind = 'png' if small else 'jpeg'
-    source = f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
-    return source
+        return source_of(lambda file: image.save(file, 'PNG'), 'png')
+    return source_of(lambda file: image.save(file, 'JPEG', quality=88), 'jpeg')
 
 
 def _join(layers) -> tuple[list[dict], bytes]:
