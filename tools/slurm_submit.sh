@@ -5,22 +5,18 @@
 # the failure of a node. GPUS, GPUS_PER_NODE, TASKS, TASKS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS as in slurm_train.sh;
 # SBATCH_ARGS for sbatch; WARNING, the seconds before its end at which Slurm warns the run (120).
 set -euo pipefail
-if [ $# -lt 4 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]" >&2
-    exit 2
-fi
 here=$(cd "$(dirname "$0")" && pwd)
-partition=$1 job_name=$2 config=$3 work_dir=$4
-shift 4
-source "$here/slurm_tasks.sh"
+fourth=WORK_DIR tool=train.py
+source "$here/slurm_arguments.sh"
+work_dir=$place
 read -r -a sbatch_args <<<"${SBATCH_ARGS:-}"
 mkdir -p "$work_dir"
 job=$work_dir/job.sh
-command=("${PYTHON:-python}" -u "$here/train.py" "$config" --work-dir "$work_dir" --launcher slurm --resume "$@")
+command=("${PYTHON:-python}" -u "$here/train.py" "$config" --work-dir "$place" --launcher slurm --resume "$@")
 cat >"$job" <<SCRIPT
 #!/usr/bin/env bash
 # Written by tools/slurm_submit.sh. 75 is the exit code of a run that was asked to stop and wants to go on.
-export PYTHONPATH=$(printf '%q' "$here/..${PYTHONPATH:+:$PYTHONPATH}")
+export PYTHONPATH=$(printf '%q' "$PYTHONPATH")
 echo "== \$(date '+%F %T') job \$SLURM_JOB_ID, start \$((\${SLURM_RESTART_COUNT:-0} + 1)), on \$SLURM_JOB_NODELIST"
 srun --kill-on-bad-exit=1 --output=$(printf '%q' "$work_dir")/slurm-%j-\${SLURM_RESTART_COUNT:-0}.log \\
    $(printf ' %q' ${srun_args[@]+"${srun_args[@]}"} "${command[@]}") &
