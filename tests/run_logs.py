@@ -14,3 +14,8 @@ def losses(work_dir):
             if 'loss' in entry:
                 found[entry['step']] = entry['loss'], entry.get('grad_norm')
     return found
+
+
+def log_text(work_dir):
+    """The text logs of all starts of a run."""
+    return '\n'.join(path.read_text() for path in sorted(Path(work_dir).glob('*/*.log')))

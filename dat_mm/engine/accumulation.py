@@ -8,9 +8,16 @@ from mmengine.hooks import Hook
 from .checkpoint_hook import CheckpointHook
 
 
+def accumulated(optim_wrapper) -> int:
+    """The iterations in a step of the optimizer, by its wrapper or the config of one."""
+    if isinstance(optim_wrapper, dict):
+        return optim_wrapper.get('accumulative_counts', 1)
+    return getattr(optim_wrapper, '_accumulative_counts', 1)
+
+
 def inside_step(runner, done: int) -> bool:
     """Says whether, after so many iterations, gradients are waiting for the optimizer."""
-    return done % getattr(runner.optim_wrapper, '_accumulative_counts', 1) != 0 and done < runner.max_iters
+    return done % accumulated(runner.optim_wrapper) != 0 and done < runner.max_iters
 
 
 class KeepGradients(Hook):
@@ -58,11 +65,12 @@ class KeepGradients(Hook):
         loaded, self._loaded = self._loaded, None
         if loaded is None or not runner._resume:
             return
-        if len(loaded) != get_world_size():
-            runner.logger.warning(
-                f'the checkpoint has unfinished gradients of {len(loaded)} processes, and there are '
-                f'{get_world_size()} now: the step of the optimizer that it was in begins anew'
-            )
-            return
-        for parameter, gradient in zip(runner.model.parameters(), loaded[get_rank()], strict=True):
+        own = loaded[get_rank()] if len(loaded) == get_world_size() else [_mean(parts) for parts in zip(*loaded)]
+        for parameter, gradient in zip(runner.model.parameters(), own, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device, parameter.dtype)
+
+
+def _mean(parts):
+    """The mean of what several processes had of a gradient, which is what the optimizer would have been given."""
+    there = [part for part in parts if part is not None]
+    return sum(there) / len(parts) if there else None

@@ -14,10 +14,11 @@ from mmengine.runner import Runner as MMEngineRunner
 from ..errors import UserError
 from ..registry import RUNNERS
 from ..weights import written_whole
-from .accumulation import KeepGradients
+from .accumulation import KeepGradients, accumulated
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
-from .seeds import IterationSeed, add_draws, fetch_by_draw
+from .drops import DropBySample
+from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
 from .stopping import StopOnSignal, ValidateAgain
 
 
@@ -58,11 +59,13 @@ class Runner(MMEngineRunner):
     """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
 
     _iterations_done = 0
+    _group = None  # samples that are put together, by aspect ratio for instance: the batch size of a run's first start
     _builds_training_data = False
 
     def train(self):
         allow_mmengine_checkpoints()
         self.register_hook(IterationSeed())
+        self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
         stop = StopOnSignal()
         self.register_hook(stop)
@@ -84,10 +87,28 @@ class Runner(MMEngineRunner):
                 self._load_from = str(self._load_from)
                 meta = read_meta(self._load_from)
                 self._iterations_done = meta['iter']
+                self._take_batches_from(meta)
                 if meta.get('seed') is not None:
                     self._randomness_cfg['seed'] = meta['seed']
                     self.set_randomness(**self._randomness_cfg)
         return super().train()
+
+    def _take_batches_from(self, meta: dict) -> None:
+        """Has the run see the samples that it would have seen on the processes that wrote a checkpoint."""
+        total, group = meta.get('total_batch'), meta.get('group')
+        loader = self._train_dataloader
+        if not (total and group and isinstance(loader, dict)):
+            return
+        now = loader['batch_size'] * self.world_size
+        if total == now:
+            self._group = group
+            return
+        each, rest = divmod(total, self.world_size)
+        advice = '' if rest else f'; for the same ones: --cfg-options train_dataloader.batch_size={each}'
+        self.logger.warning(
+            f'{self._load_from} is of a run that takes {total} samples in an iteration, and this one takes {now}: it '
+            f'goes on with other samples{advice}'
+        )
 
     def build_train_loop(self, loop):
         self._builds_training_data = True
@@ -109,12 +130,15 @@ class Runner(MMEngineRunner):
         if not self._builds_training_data or not isinstance(dataloader, dict):
             return build(dataloader, seed, diff_rank_seed)
         dataloader = deepcopy(dataloader)
+        dataloader['sampler'] = dict(type=undivided, inner=dataloader['sampler'])
         dataloader['batch_sampler'] = dict(
             type=add_draws,
             seed=self.seed,
             skip=self._iterations_done,
             inner=dataloader.get('batch_sampler'),
             drop_last=dataloader.pop('drop_last', False),
+            group=self._group,
+            counts=accumulated(self.optim_wrapper),
         )
         loader = build(dataloader, seed, diff_rank_seed)
         if not len(loader):
@@ -134,6 +158,13 @@ class Runner(MMEngineRunner):
         if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', MMEngineCheckpointHook):
             hook = {**hook, 'type': CheckpointHook}
         super().register_hook(hook, priority)
+
+    def scale_lr(self, optim_wrapper, auto_scale_lr=None):
+        """Scales the learning rate by the samples of a step of the optimizer, of which mmengine counts one iteration's."""
+        if auto_scale_lr and auto_scale_lr.get('enable'):
+            base = auto_scale_lr['base_batch_size'] / accumulated(optim_wrapper)
+            auto_scale_lr = {**auto_scale_lr, 'base_batch_size': base}
+        super().scale_lr(optim_wrapper, auto_scale_lr)
 
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
         """Saves a checkpoint as mmengine does, but on a local disk the file appears whole or not at all."""
