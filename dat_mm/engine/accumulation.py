@@ -65,7 +65,10 @@ class KeepGradients(Hook):
         loaded, self._loaded = self._loaded, None
         if loaded is None or not runner._resume:
             return
-        own = loaded[get_rank()] if len(loaded) == get_world_size() else [_mean(parts) for parts in zip(*loaded)]
+        if len(loaded) == get_world_size():
+            own = loaded[get_rank()]
+        else:
+            own = [_mean(parts) for parts in zip(*loaded, strict=True)]
         for parameter, gradient in zip(runner.model.parameters(), own, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device, parameter.dtype)
 

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What is dropped of a sample follows from the seed, the iteration and the sample's place in the batch of all processes."""
+"""What is dropped of a sample follows from seed, iteration and its place in the batch of all processes."""
 
 from functools import partial
 

@@ -160,7 +160,7 @@ class Runner(MMEngineRunner):
         super().register_hook(hook, priority)
 
     def scale_lr(self, optim_wrapper, auto_scale_lr=None):
-        """Scales the learning rate by the samples of a step of the optimizer, of which mmengine counts one iteration's."""
+        """Scales the learning rate by the samples of a step of the optimizer; mmengine counts those of an iteration."""
         if auto_scale_lr and auto_scale_lr.get('enable'):
             base = auto_scale_lr['base_batch_size'] / accumulated(optim_wrapper)
             auto_scale_lr = {**auto_scale_lr, 'base_batch_size': base}

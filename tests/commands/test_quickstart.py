@@ -19,8 +19,8 @@ pytest.importorskip('mmengine')
 
 from dat_mm.commands.quickstart import job, pictures
 from dat_mm.commands.quickstart.quickstart import ending
-from dat_mm.commands.quickstart.screen import Progress, Screen
-from dat_mm.commands.quickstart.steps import Step, run_all
+from dat_mm.commands.screen import Progress, Screen
+from dat_mm.commands.steps import Step, run_all
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {f'{prefix}{name}' for prefix in ('', 'scratch_') for name in ('box_AP50', 'mask_AP50', 'box_AP', 'mask_AP')}

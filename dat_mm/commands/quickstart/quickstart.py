@@ -15,9 +15,9 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from ...errors import UserError
+from ..screen import Progress, Screen
+from ..steps import Step, run_all
 from . import job
-from .screen import Progress, Screen
-from .steps import Step, run_all
 
 CLASSIFIER = 'datpp-nano_1xb48-short_shapes'
 DETECTOR = 'mask-rcnn_datpp-nano_fpn_1xb8-short_shapes'

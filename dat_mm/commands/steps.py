@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from ...errors import UserError
+from ..errors import UserError
 
 
 class Step:
