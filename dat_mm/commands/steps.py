@@ -51,6 +51,14 @@ class Step:
         os.replace(partial, self.file)
 
 
+class Failed(UserError):
+    """A command ended with an exit status that is not 0."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 def _end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: when this process is killed, no training goes on
 
@@ -94,7 +102,7 @@ def run_all(commands, on_line) -> None:
             status = process.wait()
             process.stdout.close()
             if status:
-                raise UserError(f'{last or f"exit status {status}"} (the log is {log}; run it again to go on)')
+                raise Failed(f'{last or f"exit status {status}"} (the log is {log}; run it again to go on)', status)
     finally:
         for process in running.values():
             process.terminate()

@@ -1,6 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 import random
-from itertools import islice
+from itertools import chain, islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,7 +108,7 @@ def parts(monkeypatch, processes, batch_size, sampler, inner=None, size=10, **op
         found.append(list(islice(draws, 12)))
         if sampler is DefaultSampler:
             assert len(draws) == len(found[0])
-    return [sum(batch, []) for batch in zip(*found, strict=True)]
+    return [list(chain(*batch)) for batch in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize('sampler', [DefaultSampler, InfiniteSampler])
@@ -133,10 +133,10 @@ def test_a_batch_that_is_not_full_is_dropped_or_filled_up(monkeypatch):
 
 def test_an_epoch_ends_with_a_whole_step_of_the_optimizer(monkeypatch):
     """Accumulated gradients and processes are then the same."""
-    expected = sum(parts(monkeypatch, 4, 1, DefaultSampler), [])
+    expected = list(chain(*parts(monkeypatch, 4, 1, DefaultSampler)))
     assert len(expected) == 12
-    assert sum(parts(monkeypatch, 1, 1, DefaultSampler, counts=4), []) == expected
-    assert sum(parts(monkeypatch, 2, 1, DefaultSampler, counts=2), []) == expected
+    assert list(chain(*parts(monkeypatch, 1, 1, DefaultSampler, counts=4))) == expected
+    assert list(chain(*parts(monkeypatch, 2, 1, DefaultSampler, counts=2))) == expected
 
 
 def test_each_process_has_batches_of_its_kind(monkeypatch):
