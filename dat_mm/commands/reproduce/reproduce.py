@@ -16,11 +16,11 @@ from .runs import PROGRESS, REQUEUE, How, Run, Stopped
 
 
 def seeds_of(text: str) -> list[int]:
-    """Reads '3' as the seeds 0, 1 and 2, and '1,5' as these two."""
-    parts = text.split(',')
-    if not all(part.isdecimal() for part in parts) or parts == ['0']:
+    """Reads '3' as the seeds 0, 1 and 2, and '1,5' as these two, and '4,' as one."""
+    parts = text.removesuffix(',').split(',')
+    if not all(part.isdecimal() for part in parts) or text == '0':
         raise UserError(f'--seeds {text}: a number of seeds, as in 3, or the seeds, as in 0,4')
-    return list(map(int, parts)) if len(parts) > 1 else list(range(int(parts[0])))
+    return list(map(int, parts)) if ',' in text else list(range(int(text)))
 
 
 def data_options(data_root, rows: list[Row]) -> dict[str, list[str]]:
@@ -157,11 +157,12 @@ def summary(result: dict) -> str:
 
 
 @contextmanager
-def _passing_on_signals():
-    """Ends on SIGTERM as on Ctrl-C, so that the tool that is running is asked to stop and not left behind."""
+def _ending_on_sigterm(launcher: str):
+    """Ends on SIGTERM as on Ctrl-C, so that the tool that is running is asked to stop. Slurm asks it itself."""
 
     def stop(number, frame):
-        raise KeyboardInterrupt
+        if launcher != 'slurm':
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -201,10 +202,10 @@ def reproduce(
         reasons = '; '.join(f'{row.name}: {reason}' for row, reason in work.without[:3])
         raise UserError(f'nothing to measure ({reasons}); --weights DIR names checkpoints, --train trains')
     try:
-        with _passing_on_signals():
+        with _ending_on_sigterm(launcher):
             failed = work.do()
-    except Stopped as stopped:
-        work.screen.end(str(stopped))
+    except (Stopped, KeyboardInterrupt) as stopped:
+        work.screen.end(str(stopped) or 'stopped; the same command goes on')
         raise SystemExit(REQUEUE) from None
     path = work.write()
     if write:

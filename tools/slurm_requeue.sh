@@ -1,0 +1,25 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# What a job script of Slurm does with a run, which it passes to `run_and_requeue`: it is asked to stop when the job is,
+# and the job is queued again when the run wants to go on, by the exit code 75, or by `mark`, a file that it leaves.
+# shellcheck shell=bash
+run_and_requeue() {
+    local mark=$1 code step
+    shift
+    echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+    "$@" &
+    step=$!
+    # a signal to this script, as at the end of its time, is not lost and goes to the run
+    trap 'scancel --signal=USR1 $SLURM_JOB_ID' USR1 TERM
+    while :; do
+        code=0
+        wait $step || code=$?
+        kill -0 $step 2>/dev/null || break
+    done
+    echo "== $(date '+%F %T') the run ended with $code"
+    # 143: a task that was slower to leave than the first was ended by srun
+    if [ $code = 75 ] || { [ $code = 143 ] && [ -e "$mark" ]; }; then
+        # Slurm ends this script as it queues the job again; one that left before would count as failed
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    fi
+    return $code
+}
