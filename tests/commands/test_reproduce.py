@@ -61,7 +61,7 @@ def test_a_single_config_is_its_row(tmp_path):
 
 @pytest.mark.parametrize('path', ['nowhere', '.'])
 def test_what_is_no_row_is_refused(path, tmp_path):
-    with pytest.raises(UserError, match='metafile.yml|neither a folder'):
+    with pytest.raises(UserError, match=r'metafile\.yml|neither a folder'):
         read_rows([tmp_path / path])
 
 
@@ -136,7 +136,7 @@ def test_two_files_that_may_be_a_rows_are_told(tmp_path, monkeypatch):
         (tmp_path / f'{name}.pth').touch()
     monkeypatch.setattr(weights, 'shapes_of', lambda config: {})
     monkeypatch.setattr(weights, 'fits', lambda path, shapes: '')
-    with pytest.raises(UserError, match='datpp-tiny_32xb128_in1k: .*_224.pth, .*_ema.pth may all be its checkpoint'):
+    with pytest.raises(UserError, match=r'datpp-tiny_32xb128_in1k: .*_224\.pth, .*_ema\.pth may all be its checkpoint'):
         weights.find(read_rows([CONFIGS / 'imagenet/datpp-tiny_32xb128_in1k.py'])[0], tmp_path)
     (tmp_path / 'datpp-tiny_32xb128_in1k.pth').touch()
     found, _ = weights.find(read_rows([CONFIGS / 'imagenet/datpp-tiny_32xb128_in1k.py'])[0], tmp_path)
