@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from ..errors import UserError
 from ..registry import RUNNERS
 from ..weights import written_whole
 from .accumulation import KeepGradients, accumulated
+from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .drops import DropBySample
+from .nonfinite import NonFiniteLoss
 from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
 from .stopping import StopOnSignal, ValidateAgain
+from .watchdog import Watchdog
 
 
 class _AlreadySkipped:
@@ -67,14 +71,35 @@ class Runner(MMEngineRunner):
         self.register_hook(IterationSeed())
         self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
-        stop = StopOnSignal()
+        agreement = Agreement()
+        nonfinite = NonFiniteLoss(agreement, self.cfg.get('skip_nonfinite_losses') or 0)
+        self.register_hook(nonfinite)
+        stop = StopOnSignal(agreement, nonfinite)
         self.register_hook(stop)
         self.register_hook(ValidateAgain())
         stop.listen()
         try:
-            return self._train()
+            with self._watched():
+                return self._train()
         finally:
             stop.stop_listening()
+
+    def val(self):
+        with self._watched():
+            return super().val()
+
+    def test(self):
+        with self._watched():
+            return super().test()
+
+    def _watched(self):
+        """A context in which the process is ended when it hangs."""
+        timeout = self.cfg.get('hang_timeout', 600)
+        if not timeout:
+            return nullcontext()
+        watchdog = Watchdog(timeout)
+        self.register_hook(watchdog)
+        return watchdog.watching(self.work_dir)
 
     def _train(self):
         if self._resume:

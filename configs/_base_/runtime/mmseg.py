@@ -29,3 +29,5 @@ load_from = None
 resume = False
 randomness = dict(seed=None, deterministic=False)
 tta_model = dict(type='SegTTAModel')
+hang_timeout = 600  # seconds without an iteration after which a run is ended, with the stacks of its processes
+skip_nonfinite_losses = 0  # iterations that may be left out because their loss is infinite or not a number
