@@ -2,87 +2,15 @@
 """Reads weights without running code from the file, and writes them whole or not at all."""
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
-
-class _Placeholder(dict):
-    """Stand-in for an object that was saved with the weights, such as a yacs config. Its dict entries are kept."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__()
-
-    def __setstate__(self, state):
-        pass
-
-
-# What a checkpoint may name. None of these lets a file run code of its choosing. Anything else is refused.
-_ALLOWED = {
-    'builtins': ('bytearray', 'complex', 'dict', 'frozenset', 'list', 'object', 'set', 'slice', 'tuple'),
-    'collections': ('Counter', 'OrderedDict', 'defaultdict'),
-    'copyreg': ('_reconstructor',),
-    'torch': (
-        'Size',
-        'Tensor',
-        'device',
-        *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
-    ),
-    'torch._utils': ('_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3'),
-    'torch.nn.parameter': ('Buffer', 'Parameter'),
-    'torch.storage': ('TypedStorage', 'UntypedStorage'),
-}
-_REPLACED = {
-    ('_codecs', 'encode'),
-    ('argparse', 'Namespace'),
-    ('builtins', 'getattr'),  # HistoryBuffer, in every training checkpoint of mmengine, finds its methods by it
-    ('mmengine.config.config', 'ConfigDict'),
-    ('mmengine.logging.history_buffer', 'HistoryBuffer'),
-    ('yacs.config', 'CfgNode'),
-    *((f'numpy.{core}.multiarray', name) for core in ('core', '_core') for name in ('_reconstruct', 'scalar')),
-    ('numpy', 'dtype'),
-    ('numpy', 'ndarray'),
-}
-
-
-_RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}  # torch.save writes the names of Python 2
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        module = _RENAMED.get(module, module)
-        if (module, name) in _REPLACED or module == 'numpy.dtypes':
-            return _Placeholder
-        legacy_storage = module == 'torch' and name.endswith('Storage') and hasattr(torch, name)
-        if name in _ALLOWED.get(module, ()) or legacy_storage:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'it names {module}.{name}, which could run code')
-
-
-def _restricted_load(file, **kwargs):
-    return _Unpickler(file, **kwargs).load()
-
-
-_RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_restricted_load, __name__='dat_mm.weights')
-
-
-def _read(path: Path):
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
-                raise pickle.UnpicklingError('it is a TorchScript program, which could run code')
-    return torch.load(path, map_location='cpu', pickle_module=_RESTRICTED, weights_only=False)
+from .untrusted import Refused, read
 
 
 def _local(source: str | os.PathLike) -> Path:
@@ -103,14 +31,14 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
     Nothing in the file is run. A file that names anything but tensors and containers is refused.
     """
     path = _local(source)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'{source}: no such file')
     try:
-        content = _read(path)
-    except pickle.UnpicklingError as error:
+        content = read(path)
+    except Refused as error:
         raise ValueError(f'{source} is refused: {error}') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f'{source} is not a checkpoint: {str(error).splitlines()[0]}') from error
+    except ValueError as error:
+        raise ValueError(f'{source} is not a checkpoint: {error}') from error
     if isinstance(content, Mapping):
         content = next(
             (content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)),

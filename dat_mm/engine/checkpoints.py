@@ -1,72 +1,52 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Training checkpoints of mmengine: finding the one to resume, reading it safely, checking that it fits a model."""
 
-import pickle
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..convert import current_key
 from ..errors import UserError
+from ..untrusted import Refused, is_whole, read
 from ..weights import written_whole
 
 INTERRUPTED = 'interrupted.pth'  # what a run writes that is asked to stop
-_STATISTICS = ('current', 'max', 'mean', 'min')
 
 
-def _statistic(owner, name):
-    """Stand-in for getattr in a checkpoint, which finds the four statistics of a HistoryBuffer and nothing else."""
-    from mmengine.logging import HistoryBuffer
+def read_safely() -> None:
+    """Has mmengine read every checkpoint on this disk as `untrusted.read` does, whoever asks it to.
 
-    if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise ValueError(f'the checkpoint asks for {name!r} of {owner!r}')
-    return getattr(HistoryBuffer, name)
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Lets torch's weights-only loading read the logs that mmengine keeps beside the weights, and nothing else.
-
-    torch >= 2.6 loads weights only by default and refuses these logs. Call this before each load: OneDL's mmengine
-    empties the list of allowed classes when it has read a file.
+    By itself it runs what is in a file with torch < 2.6, and refuses its own training checkpoints with later ones.
     """
-    from mmengine.logging import HistoryBuffer
+    from mmengine.runner.checkpoint import CheckpointLoader
 
-    if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):
-        return
-    reconstruct, scalar = np.ndarray(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    cores = ('numpy.core.multiarray', 'numpy._core.multiarray')  # numpy 1 and 2: a file may come from either
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_statistic, 'builtins.getattr'),
-            *((reconstruct, f'{core}._reconstruct') for core in cores),
-            *((scalar, f'{core}.scalar') for core in cores),
-            np.ndarray,
-            np.dtype,
-            *(type(np.dtype(kind)) for kind in ('?', 'b', 'h', 'i', 'l', 'q', 'B', 'H', 'I', 'L', 'Q', 'e', 'f', 'd')),
-        ]
-    )
+    CheckpointLoader.register_scheme(prefixes='', loader=_loader, force=True)
+
+
+def _loader(filename, map_location=None, **_):
+    return _moved(open_checkpoint(filename), map_location if isinstance(map_location, (str, torch.device)) else 'cpu')
+
+
+def _moved(content, place):
+    """Copies tensors from the file into memory."""
+    if isinstance(content, torch.Tensor):
+        return content.to(place, copy=True)
+    if isinstance(content, (dict, list, tuple)):
+        values = [_moved(value, place) for value in (content.values() if isinstance(content, dict) else content)]
+        return type(content)(zip(content, values, strict=True) if isinstance(content, dict) else values)
+    return content
 
 
 def open_checkpoint(path: str | Path) -> dict:
     """Reads a checkpoint, whose tensors stay on disk until they are used. A bad file is a UserError of one line."""
-    allow_mmengine_checkpoints()
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f'{path}: no such checkpoint')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and Path(path).read_bytes()[:1] != b'\x80':
-            raise UserError(f'{path} is no checkpoint') from error
-        lines = [line.strip() for line in str(error).splitlines() if 'GLOBAL' in line]
-        reason = lines[0] if lines else str(error).splitlines()[0]
-        raise UserError(
-            f'{path} is refused: {reason} (tools/convert_checkpoint.py reads the checkpoints of the DAT authors)'
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(f'{path} is no checkpoint: {str(error).splitlines()[0]}') from error
+        content = read(path)
+    except Refused as error:
+        raise UserError(f'{path} is refused: {error}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is no checkpoint: {error}') from error
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__} and no weights')
     return content
@@ -93,15 +73,6 @@ def check_fit(model, content: dict, path: str | Path) -> None:
             f'{path} is not of this model: it lacks {len(missing)} of its {len(own)} parameters ({some}); '
             'tools/convert_checkpoint.py converts the checkpoints of the DAT authors'
         )
-
-
-def is_whole(path: str | Path) -> bool:
-    """Says whether a checkpoint is neither cut off nor altered: torch keeps a checksum of each part of a file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError):
-        return False
 
 
 def latest_checkpoint(work_dir: str | Path, warn=None) -> Path | None:

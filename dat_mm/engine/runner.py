@@ -18,7 +18,7 @@ from ..weights import written_whole
 from .accumulation import KeepGradients, accumulated
 from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
-from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
+from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
 from .nonfinite import NonFiniteLoss
 from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
@@ -67,7 +67,7 @@ class Runner(MMEngineRunner):
     _builds_training_data = False
 
     def train(self):
-        allow_mmengine_checkpoints()
+        read_safely()
         self.register_hook(IterationSeed())
         self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
@@ -175,7 +175,7 @@ class Runner(MMEngineRunner):
         return loader
 
     def load_checkpoint(self, *args, **kwargs):
-        allow_mmengine_checkpoints()
+        read_safely()
         return super().load_checkpoint(*args, **kwargs)
 
     def register_hook(self, hook, priority=None):
