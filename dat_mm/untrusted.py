@@ -81,6 +81,11 @@ def _encoded(text, encoding):
     return text.encode('latin1')
 
 
+def _empty():
+    """Stand-in for bytes, which older pickles call for bytes of length 0."""
+    return b''
+
+
 def _statistic(owner, name):
     """Stand-in for getattr, by which the logs of mmengine find their four statistics."""
     if name not in STATISTICS:
@@ -171,6 +176,7 @@ _MEANING = {
     ('_codecs', 'encode'): _encoded,
     ('argparse', 'Namespace'): _Placeholder,
     ('builtins', 'getattr'): _statistic,
+    ('builtins', 'bytes'): _empty,
     ('builtins', 'complex'): complex,
     ('builtins', 'dict'): dict,
     ('builtins', 'object'): object,

@@ -1,0 +1,263 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Files that mean harm: none runs anything, and none takes much memory or time."""
+
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dat_mm.untrusted import Refused, is_whole, read
+
+WEIGHTS = OrderedDict(w=torch.arange(6.0).view(2, 3))
+
+
+class Call:
+    """What a pickle calls when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def archive(path, pickled, storages=(b'\0' * 24,), compression=zipfile.ZIP_STORED):
+    """A checkpoint in torch's format with a pickle of one's own."""
+    with zipfile.ZipFile(path, 'w', compression) as file:
+        file.writestr('archive/data.pkl', pickled)
+        file.writestr('archive/byteorder', b'little')
+        for n, content in enumerate(storages):
+            file.writestr(f'archive/data/{n}', content)
+        file.writestr('archive/version', b'3\n')
+    return path
+
+
+class Pickler(pickle.Pickler):
+    """Pickles storages as torch.save does, with sizes of one's own."""
+
+    def persistent_id(self, obj):
+        return obj.reference if isinstance(obj, Storage) else None
+
+
+class Storage:
+    def __init__(self, numel, key='0', kind=torch.FloatStorage):
+        self.reference = ('storage', kind, key, 'cpu', numel)
+
+
+def pickled(content) -> bytes:
+    file = io.BytesIO()
+    Pickler(file, protocol=2).dump(content)
+    return file.getvalue()
+
+
+def tensor(size, stride, numel=6, offset=0, rebuild=torch._utils._rebuild_tensor_v2):
+    return Call(rebuild, Storage(numel), offset, size, stride, False, OrderedDict())
+
+
+def refused(path, match):
+    with pytest.raises(Refused, match=match):
+        read(path)
+
+
+CODE = {
+    'system': Call(os.system, 'touch RAN'),
+    'popen': Call(os.popen, 'touch RAN'),
+    'subprocess': Call(subprocess.Popen, ['touch', 'RAN']),
+    'eval': Call(eval, 'open("RAN", "w")'),
+    'exec': Call(exec, 'open("RAN", "w")'),
+    'import': Call(__import__, 'antigravity'),
+    'open': Call(open, 'RAN', 'w'),
+    'torch.load': Call(torch.load, 'RAN'),
+    'torch.hub': Call(torch.hub.load_state_dict_from_url, 'http://127.0.0.1/RAN'),
+    'numpy.load': Call(np.load, 'RAN'),
+    'remove': Call(os.remove, 'a.pth'),
+}
+
+
+@pytest.mark.parametrize('form', ['zip', 'legacy', 'bare', 'nested'])
+@pytest.mark.parametrize('name', CODE)
+def test_nothing_is_run(name, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path('a.pth')
+    if form == 'bare':
+        path.write_bytes(pickle.dumps(CODE[name]))
+    elif form == 'nested':
+        torch.save({'state_dict': WEIGHTS, 'message_hub': {'log_scalars': [{'x': (CODE[name],)}]}}, path)
+    else:
+        torch.save({'state_dict': WEIGHTS, 'x': CODE[name]}, path, _use_new_zipfile_serialization=form == 'zip')
+    refused(path, 'could run code')
+    assert not Path('RAN').exists() and path.exists()
+
+
+def test_attributes_are_not_reached_by_getattr(tmp_path):
+    code = b'cbuiltins\ngetattr\n(cbuiltins\ndict\nV__subclasses__\ntR.'
+    refused(archive(tmp_path / 'a.pth', code), 'asks for the attribute')
+
+
+LARGE = 2**40
+ABSURD = {
+    'more numbers than the file': tensor((LARGE,), (1,), numel=LARGE),
+    'numbers again and again': tensor((LARGE,), (0,)),
+    'far apart': tensor((2,), (LARGE,)),
+    'far away': tensor((2,), (1,), offset=LARGE),
+    'negative': tensor((-1,), (1,)),
+    'before the beginning': tensor((2,), (1,), offset=-1),
+    'no whole numbers': tensor((2.5,), (1,)),
+    'numpy array': Call(np.ndarray, (LARGE,)),
+    'bytes': Call(bytearray, LARGE),
+    'tensor by its size': Call(torch.Tensor, LARGE),
+    'list of a range': Call(list, range(LARGE)),
+    'storage': Call(torch.UntypedStorage, LARGE),
+}
+
+
+@pytest.mark.parametrize('name', ABSURD)
+def test_absurd_sizes_are_refused(name, tmp_path):
+    content = ABSURD[name]
+    path = archive(tmp_path / 'a.pth', pickled({'state_dict': {'w': content}}))
+    with pytest.raises((Refused, ValueError)):
+        read(path)
+
+
+def array_state(shape, content, kind='f8'):
+    """An array as numpy pickles it, with a state of one's own."""
+
+    class Array:
+        def __reduce__(self):
+            rebuild, arguments, _ = np.zeros(1).__reduce__()
+            return rebuild, arguments, (1, shape, np.dtype(kind), False, content)
+
+    return Array()
+
+
+@pytest.mark.parametrize(
+    ('state', 'match'),
+    [
+        (((LARGE,), b'\0' * 8), 'of shape .* in 8 bytes'),
+        (((2**32, 2**32), b''), 'of shape .* in 0 bytes'),
+        (((-1,), b'\0' * 8), 'has the shape'),
+        (((1,), ['x'], 'O'), 'no numbers|does not hold numbers'),
+    ],
+)
+def test_arrays_are_as_large_as_their_content(state, match, tmp_path):
+    refused(archive(tmp_path / 'a.pth', pickle.dumps({'x': array_state(*state)}, protocol=2)), match)
+
+
+def test_a_bomb_is_refused_unread(tmp_path):
+    path = archive(
+        tmp_path / 'a.pth', pickled({'w': tensor((2, 3), (3, 1))}), [bytes(50_000_000)], zipfile.ZIP_DEFLATED
+    )
+    assert path.stat().st_size < 100_000
+    refused(path, 'it is compressed')
+    assert not is_whole(path)
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    path = archive(tmp_path / 'a.pth', pickled({'w': tensor((2, 3), (3, 1))}), [bytes(1000)])
+    data = path.read_bytes()
+    for size in (10**6, 2**31):  # what the directory says of the storage
+        at = data.rindex(b'archive/data/0') - 46
+        assert data[at : at + 4] == b'PK\1\2'
+        changed = bytearray(data)
+        changed[at + 20 : at + 28] = struct.pack('<II', size, size)
+        path.write_bytes(changed)
+        refused(path, 'larger than the file')
+        assert not is_whole(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / 'fifo.pth')
+    (tmp_path / 'zero.pth').symlink_to('/dev/zero')
+    (tmp_path / 'folder.pth').mkdir()
+    for name in ('fifo', 'zero', 'folder'):
+        refused(tmp_path / f'{name}.pth', 'no regular file')
+        assert not is_whole(tmp_path / f'{name}.pth')
+
+
+def test_tar_files_are_refused(tmp_path):
+    with tarfile.open(tmp_path / 'a.pth', 'w') as file:
+        file.addfile(tarfile.TarInfo('../RAN'))
+    refused(tmp_path / 'a.pth', 'tar file')
+
+
+def test_a_header_of_safetensors_is_checked(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    (tmp_path / 'a.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(16))
+    with pytest.raises(ValueError, match=r'\w'):
+        read(tmp_path / 'a.safetensors')
+    (tmp_path / 'b.safetensors').write_bytes(struct.pack('<Q', 2**60) + b'{}')
+    with pytest.raises(ValueError, match=r'\w'):
+        read(tmp_path / 'b.safetensors')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_what_checkpoints_hold_is_read_and_can_be_written_again(zipped, tmp_path):
+    """Tensors of all kinds, views that share numbers, containers, arrays and numbers of numpy."""
+    shared = torch.arange(12.0)
+    content = {
+        'state_dict': OrderedDict(a=shared[:6].view(2, 3), b=shared[6:], empty=torch.empty(0, 3), one=torch.tensor(2.0),
+                                  half=torch.ones(2, dtype=torch.bfloat16), t=torch.arange(6).view(2, 3).t()),
+        'parameter': torch.nn.Parameter(torch.ones(2)),
+        'numpy': [np.arange(6.0).reshape(2, 3), np.float64(2.5), np.int64(3), np.zeros(0), np.eye(3).T],
+        'rest': dict(t=(1, 2.5, None, 'x', b'y', {1, 2}, frozenset({3}), slice(1, 2)), c=Counter('aab')),
+        'size': torch.Size([2]),
+        'dtype': torch.float16,
+    }  # fmt: skip
+    for name in ('a.pth', 'b.pth'):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        found = read(tmp_path / name)
+        for key, value in found['state_dict'].items():
+            assert torch.equal(value, content['state_dict'][key]), key
+            assert value.dtype == content['state_dict'][key].dtype
+        assert torch.equal(found['parameter'], torch.ones(2)) and isinstance(found['parameter'], torch.nn.Parameter)
+        for value, expected in zip(found['numpy'], content['numpy'], strict=True):
+            np.testing.assert_array_equal(value, expected)
+        assert found['rest'] == content['rest'] and found['dtype'] is torch.float16
+        content = found
+
+
+LOAD = """
+import resource, sys
+from pathlib import Path
+import torch, dat_mm.untrusted as untrusted
+try:
+    import mmengine.logging
+except ImportError:
+    pass
+lines = Path('/proc/self/status').read_text().splitlines()
+now = int(next(line for line in lines if 'VmSize' in line).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), now + (1 << 30)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        untrusted.read(path)
+        print('read', path)
+    except (untrusted.Refused, ValueError):
+        pass
+print('grown by', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the size of a process is read from /proc')
+def test_memory_stays_bounded(tmp_path):
+    """All files of absurd sizes, read by one process that may not take a gigabyte more."""
+    paths = [archive(tmp_path / f'{n}.pth', pickled({'w': content})) for n, content in enumerate(ABSURD.values())]
+    paths.append(archive(tmp_path / 'bomb.pth', b'N.', [bytes(300_000_000)], zipfile.ZIP_DEFLATED))
+    nested = b'(' * 200_000 + b'l' * 200_000 + b'.'
+    paths.append(archive(tmp_path / 'nested.pth', nested))
+    doubled = b'](' + b''.join(b'2' for _ in range(3)) + b'.'
+    paths.append(archive(tmp_path / 'doubled.pth', doubled))
+    done = subprocess.run([sys.executable, '-c', LOAD, *map(str, paths)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert int(done.stdout.split()[-1]) < 200_000  # kilobytes
+    assert 'read' not in done.stdout.replace(str(tmp_path / 'nested.pth'), '').replace('read \n', '')
