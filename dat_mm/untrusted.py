@@ -5,8 +5,11 @@ A checkpoint is a pickle, which is a program. What it may name is listed here, a
 arguments. Training checkpoints of mmengine, whose logs hold arrays, are read whole.
 """
 
+import io
+import mmap
 import os
 import pickle
+import pickletools
 import stat
 import tarfile
 import zipfile
@@ -233,7 +236,13 @@ _PICKLE = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__='dat_mm.unt
 def _check_archive(path: Path) -> None:
     """Raises unless a zip file is one as torch writes it: its parts as they are, one after the other."""
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
+        _check_parts(archive.infolist(), path.stat().st_size)
+        for name in archive.namelist():
+            if name.endswith('.pkl'):
+                _check_pickle(io.BytesIO(archive.read(name)))
+
+
+def _check_parts(parts: list[zipfile.ZipInfo], size: int) -> None:
     names = [part.filename for part in parts]
     if any(name.split('/')[-1] == 'constants.pkl' for name in names):
         raise Refused('it is a TorchScript program, which could run code')
@@ -241,18 +250,49 @@ def _check_archive(path: Path) -> None:
         raise Refused('it has a part twice')
     if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
         raise Refused('it is compressed, and torch writes no compressed files')
-    if sum(part.file_size for part in parts) > path.stat().st_size:
+    if sum(part.file_size for part in parts) > size:
         raise Refused('its parts are larger than the file')
+
+
+def _check_pickle(file) -> None:
+    """Raises unless what a pickle counts is there: Python makes room for it before it looks."""
+    kept = 0
+    try:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
+                if argument > kept:
+                    raise Refused(f'it keeps {kept} objects and numbers one {argument}')
+                kept += 1
+            elif code.name == 'MEMOIZE':
+                kept += 1
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f'its pickle is damaged: {_first_line(error)}') from error
+
+
+def _check_pickles(path: Path) -> None:
+    """Checks the pickles at the beginning of a file in the format that torch wrote before its version 1.6."""
+    with path.open('rb') as file:
+        if not path.stat().st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for _ in range(5):  # a mark, a version, the machine, the content, the names of the storages
+                _check_pickle(content)
+                if content.tell() == len(content):
+                    return
 
 
 def check_file(path: Path) -> None:
     """Raises unless a path leads to a file that a checkpoint may be."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Refused('it is no regular file')
+    if path.suffix == '.safetensors':
+        return
     if zipfile.is_zipfile(path):
         _check_archive(path)
     elif tarfile.is_tarfile(path):
         raise Refused('it is a tar file, which torch wrote before 2016')
+    else:
+        _check_pickles(path)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -282,14 +322,14 @@ def read(path: str | Path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'{path}: no such file')
-    check_file(path)
     try:
+        check_file(path)
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
 
             return load_file(path)
-        mmap = zipfile.is_zipfile(path)
-        return torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False, mmap=mmap)
+        on_disk = zipfile.is_zipfile(path)
+        return torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False, mmap=on_disk)
     except Refused:
         raise
     except pickle.UnpicklingError as error:

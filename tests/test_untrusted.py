@@ -129,6 +129,28 @@ def test_absurd_sizes_are_refused(name, tmp_path):
         read(path)
 
 
+COUNTED = {
+    'a memo of one object': b'\x80\x02Nr\xff\xff\xff\x7f.',
+    'an array of bytes': b'\x80\x05\x96\0\0\0\0\0\1\0\0x.',
+    'bytes': b'\x80\x04\x8e\0\0\0\0\0\1\0\0x.',
+    'text': b'\x80\x04\x8d\0\0\0\0\0\1\0\0x.',
+    'a number': b'\x80\x02\x8b\xff\xff\xff\x7fx.',
+}
+
+
+@pytest.mark.parametrize('form', ['zip', 'bare', 'second'])
+@pytest.mark.parametrize('name', COUNTED)
+def test_what_is_counted_is_there(name, form, tmp_path):
+    """Python would make room for it first."""
+    path = tmp_path / 'a.pth'
+    if form == 'zip':
+        archive(path, COUNTED[name])
+    else:
+        path.write_bytes((pickle.dumps(1) if form == 'second' else b'') + COUNTED[name])
+    with pytest.raises((Refused, ValueError), match='it keeps 0 objects and numbers one|its pickle is damaged'):
+        read(path)
+
+
 def array_state(shape, content, kind='f8'):
     """An array as numpy pickles it, with a state of one's own."""
 

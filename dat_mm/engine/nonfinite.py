@@ -115,14 +115,12 @@ class NonFiniteLoss(Hook):
             self.message = describe(iteration, losses, images)
 
     def look(self, runner) -> None:
-        """Stops the run, in all processes, if any loss up to now was not finite."""
+        """Stops the run, in all processes, if any loss up to now was not finite. All of them call it before a save."""
+        if self.limit:
+            return
         self._look_at_pending()
         if self.agreement.any(self.message is not None)[0]:
             self.stop(runner)
-
-    def before_save_checkpoint(self, runner, checkpoint) -> None:
-        if not self.limit:
-            self.look(runner)
 
     def stop(self, runner) -> None:
         """Ends the run; all processes come here together."""

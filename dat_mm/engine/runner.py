@@ -63,6 +63,7 @@ class Runner(MMEngineRunner):
     """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
 
     _iterations_done = 0
+    _nonfinite = None
     _group = None  # samples that are put together, by aspect ratio for instance: the batch size of a run's first start
     _builds_training_data = False
 
@@ -72,7 +73,7 @@ class Runner(MMEngineRunner):
         self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
         agreement = Agreement()
-        nonfinite = NonFiniteLoss(agreement, self.cfg.get('skip_nonfinite_losses') or 0)
+        self._nonfinite = nonfinite = NonFiniteLoss(agreement, self.cfg.get('skip_nonfinite_losses') or 0)
         self.register_hook(nonfinite)
         stop = StopOnSignal(agreement, nonfinite)
         self.register_hook(stop)
@@ -193,6 +194,8 @@ class Runner(MMEngineRunner):
 
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
         """Saves a checkpoint as mmengine does, but on a local disk the file appears whole or not at all."""
+        if self._nonfinite is not None:
+            self._nonfinite.look(self)
         if '://' in str(out_dir) or ':' in str(out_dir).split('/')[0]:
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         path = Path(out_dir, filename)
