@@ -147,7 +147,7 @@ def test_what_is_counted_is_there(name, form, tmp_path):
         archive(path, COUNTED[name])
     else:
         path.write_bytes((pickle.dumps(1) if form == 'second' else b'') + COUNTED[name])
-    with pytest.raises((Refused, ValueError), match='it keeps 0 objects and numbers one|its pickle is damaged'):
+    with pytest.raises((Refused, ValueError), match=r'it keeps 0 objects|its pickle is damaged'):
         read(path)
 
 

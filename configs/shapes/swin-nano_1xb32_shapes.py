@@ -14,6 +14,7 @@ model = dict(
         arch=dict(embed_dims=28, depths=[2, 2, 2, 2], num_heads=[2, 4, 7, 14]),
         img_size=64,
         drop_path_rate=0.0,
+        pad_small_map=True,
     ),
     head=dict(in_channels=224),
 )

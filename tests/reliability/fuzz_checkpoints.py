@@ -81,9 +81,8 @@ def main(folder: Path, first: int, count: int) -> None:
     watching, happened = [False], []
 
     def audit(event, arguments):
-        if watching[0] and (
-            event in EVENTS or (event == 'open' and isinstance(arguments[1], str) and 'w' in arguments[1])
-        ):
+        writes = event == 'open' and isinstance(arguments[1], str) and 'w' in arguments[1]
+        if watching[0] and (writes or event in EVENTS):
             happened.append(f'{event} {arguments[:2]}')
 
     files = bases(folder)
