@@ -9,6 +9,12 @@ import time
 PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (\S+).*?\bloss: (\S+)')
 
 
+def bar(share: float, width: int = 20) -> str:
+    """A bar of text that is filled up to a share."""
+    full = round(width * share)
+    return f'[{"#" * full}{"." * (width - full)}]'
+
+
 class Screen:
     """Prints lines; on a terminal one more, the last, is written over as the work goes on."""
 

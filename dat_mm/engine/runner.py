@@ -20,8 +20,9 @@ from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
+from .fetching import fetch_by_draw, name_bad_samples
 from .nonfinite import NonFiniteLoss
-from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
+from .seeds import IterationSeed, add_draws, undivided
 from .stopping import StopOnSignal, ValidateAgain
 from .watchdog import Watchdog
 
@@ -153,8 +154,12 @@ class Runner(MMEngineRunner):
 
     def build_dataloader(self, dataloader, seed=None, diff_rank_seed=False):
         build = MMEngineRunner.build_dataloader
-        if not self._builds_training_data or not isinstance(dataloader, dict):
+        if not isinstance(dataloader, dict):
             return build(dataloader, seed, diff_rank_seed)
+        if not self._builds_training_data:
+            loader = build(dataloader, seed, diff_rank_seed)
+            name_bad_samples(loader.dataset)
+            return loader
         dataloader = deepcopy(dataloader)
         dataloader['sampler'] = dict(type=undivided, inner=dataloader['sampler'])
         dataloader['batch_sampler'] = dict(
@@ -172,7 +177,7 @@ class Runner(MMEngineRunner):
                 f'the training data has {len(loader.dataset)} samples for each batch of {dataloader["batch_size"]} '
                 f'on {self.world_size} processes, and incomplete batches are dropped: there is no batch'
             )
-        fetch_by_draw(loader.dataset)
+        fetch_by_draw(loader.dataset, self.cfg.get('skip_bad_samples') or 0)
         return loader
 
     def load_checkpoint(self, *args, **kwargs):

@@ -22,3 +22,4 @@ resume = False
 randomness = dict(seed=None, deterministic=False)
 hang_timeout = 600  # seconds without an iteration after which a run is ended, with the stacks of its processes
 skip_nonfinite_losses = 0  # iterations that may be left out because their loss is infinite or not a number
+skip_bad_samples = 0  # samples that may be left out because their files are damaged

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import UserError
-from ..screen import Screen
+from ..screen import Screen, bar
 from . import plan as plans
 from . import submit as submits
 from . import table, weights
@@ -143,12 +143,6 @@ class Reproduction:
         for metafile, done in folders.items():
             table.write_metafile(metafile, done)
             table.write_readme(metafile.parent / 'README.md', done)
-
-
-def bar(share: float, width: int = 20) -> str:
-    """A bar of text that is filled up to a share."""
-    full = round(width * share)
-    return f'[{"#" * full}{"." * (width - full)}]'
 
 
 def summary(result: dict) -> str:
