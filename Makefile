@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test reliability lint format clean
 
 help:
 	@echo 'make setup    an environment with the pinned stack and this package; the second time it costs nothing'
 	@echo 'make quickstart  set up, then train and evaluate Mask R-CNN with DAT++: no data, no GPU needed'
 	@echo 'make test     set up, then run the tests on CPU; ARGS="-k ops -x" goes to pytest'
 	@echo '              JOBS=8 runs that many files at a time'
+	@echo 'make reliability  kill, starve and mislead trainings for an hour, and write down what they did'
 	@echo 'make lint     set up, then check style; make format repairs what can be repaired'
 	@echo 'make clean    remove the environments and everything built; compiled mmcv wheels stay in the cache'
 	@echo
@@ -44,6 +45,10 @@ quickstart: setup
 # Test files side by side, each with one thread: the machine is as busy, and nothing waits for a thread.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# The long versions of what goes wrong on clusters; the table in docs/reliability.md is what was seen.
+reliability: setup
+	RELIABILITY=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability tests/slurm $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

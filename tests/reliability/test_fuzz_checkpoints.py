@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_changed_checkpoints_are_read_or_refused(tmp_path):
+def test_changed_checkpoints_are_read_or_refused(tmp_path, seen):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, SCRIPT, tmp_path, '0', str(FILES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, 'PYTHONPATH': path})
@@ -24,4 +24,6 @@ def test_changed_checkpoints_are_read_or_refused(tmp_path):
     assert done.returncode == 0, f'{lines[-1:]}: {done.stderr[-2000:]}'
     assert len(lines) == FILES
     assert not [line for line in lines if ' ran ' in line]
-    assert any('read' in line for line in lines) and sum('refused' in line for line in lines) > FILES / 2
+    refused = sum('refused' in line for line in lines)
+    assert any('read' in line for line in lines) and refused > FILES / 2
+    seen(f'{FILES} checkpoints changed at random', f'{refused} refused in one line; no crash, no code run')
