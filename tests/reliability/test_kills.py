@@ -113,6 +113,4 @@ def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, t
         assert all(torch.equal(ends[0][part][key], ends[1][part][key]) for key in ends[0][part])
     assert losses(tmp_path / 'whole') == losses(tmp_path / 'killed')
     told = ', '.join(f'{place} ({count})' for place, count in happened.items())
-    seen(
-        f'kill -9 of a random process of two, {kills} times: {told}', 'went on each time, and ended with the same bits'
-    )
+    seen(f'kill -9 of a process of two, {kills} times: {told}', 'went on each time, ended with the same bits')
