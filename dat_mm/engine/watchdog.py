@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.dist import get_rank
@@ -55,7 +55,7 @@ class Watchdog(Hook):
             self._file = None
             if not path.stat().st_size:
                 path.unlink()
-                if not any(path.parent.iterdir()):
+                with suppress(OSError):  # another process has a file in it, or was faster
                     path.parent.rmdir()
 
     def _arm(self) -> None:

@@ -34,8 +34,8 @@ def die(*_, **__):
 class Kill(Hook):
     priority = 'VERY_LOW'
 
-    def __init__(self, place=None, rank=0, after=1):
-        self.place, self.rank, self.after = place, rank, after
+    def __init__(self, place='', rank=0, after=1):
+        self.place, self.rank, self.after = place.replace('-', ' '), rank, after
 
     def due(self, runner, *places):
         return self.place in places and runner.rank == self.rank and runner.iter - self.begin >= self.after
@@ -97,7 +97,11 @@ def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, t
     places = [PLACES[n % len(PLACES)] for n in range(kills)] if long_version() else rng.sample(PLACES[1:5], kills)
     for place in places:
         key = 'custom_hooks.1'
-        settings = [f'{key}.rank={rng.randrange(2)}', f'{key}.after={rng.randrange(1, 3)}', f"{key}.place='{place}'"]
+        settings = [
+            f'{key}.rank={rng.randrange(2)}',
+            f'{key}.after={rng.randrange(1, 3)}',
+            f'{key}.place={place.replace(" ", "-")}',
+        ]
         killed = run(config, tmp_path / 'killed', *options, '--cfg-options', *settings, processes=2)
         if killed.returncode == 0:  # the place did not come any more
             break
