@@ -138,3 +138,31 @@ def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(cluster,
     assert [path.name for path in sorted(work.glob('epoch_*.pth'))] == [
         path.name for path in sorted(whole.glob('epoch_*.pth'))
     ]
+
+
+def test_the_rows_of_a_table_are_array_jobs(cluster, config, tmp_path):
+    """Two rows, of which the second starts from the first, are trained and tested by Slurm, and stand in the table."""
+    folder = tmp_path / 'configs/tiny'
+    folder.mkdir(parents=True)
+    for name in ('first', 'second'):
+        (folder / f'{name}.py').write_text(config.read_text())
+    (folder / 'metafile.yml').write_text(
+        'Models:\n  - Name: first\n    Config: configs/tiny/first.py\n  - Name: second\n'
+        '    Config: configs/tiny/second.py\n    Metadata:\n      Pretrained From: configs/tiny/first.py\n'
+    )
+    two = variables(config, TASKS='2', TASKS_PER_NODE='1')
+    command = [TOOLS / 'reproduce.py', folder, '--train', '--out', tmp_path / 'out', '--train-options',
+               'train_cfg.max_epochs=1']  # fmt: skip
+    submitted = cluster.run(sys.executable, *command, '--submit', 'main', **two)
+    jobs = [line.split('job ')[1].split(':')[0] for line in submitted.stdout.splitlines() if 'job ' in line]
+    assert len(jobs) == 2
+    results = [tmp_path / f'out/{name}/seed-0/result.json' for name in ('first', 'second')]
+    logs = tmp_path / 'out/slurm'
+    cluster.wait(lambda: all(path.is_file() for path in results), 600, f'jobs {jobs}; the logs are in {logs}')
+    assert json.loads(results[1].read_text())['metrics']
+    assert 'GPU number: 2' in next((tmp_path / 'out/second/seed-0/train').glob('*/*.log')).read_text()
+    done = subprocess.run(
+        list(map(str, [sys.executable, *command])), env={**os.environ, **two}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('done before') == 2 and '| second |' in done.stdout
