@@ -67,6 +67,21 @@ def jobs_of(dataset) -> list[tuple]:
     return jobs
 
 
+def maps_without_image(dataset) -> list[Fault]:
+    """Finds segmentation maps whose images are missing, where the toolbox takes what is in the folder of images."""
+    prefix = getattr(dataset, 'data_prefix', None)
+    if getattr(dataset, 'ann_file', None) or not isinstance(prefix, dict) or not prefix.get('seg_map_path'):
+        return []
+    images, maps = Path(prefix['img_path']), Path(prefix['seg_map_path'])
+    faults = []
+    for path in sorted(maps.rglob(f'*{dataset.seg_map_suffix}')):
+        name = str(path.relative_to(maps)).removesuffix(dataset.seg_map_suffix)
+        image = images / f'{name}{dataset.img_suffix}'
+        if not image.is_file():
+            faults.append(Fault('missing file', str(image), f'the file is not there, and its map {path.name} is'))
+    return faults
+
+
 def look(job) -> list[Fault]:
     return sample_faults(*job)
 
@@ -87,7 +102,9 @@ class Check:
                 self.screen.now(f'{name}: {annotations}')
                 self.faults += coco_faults(annotations, classes_of(part))
             try:
-                jobs = jobs_of(build(part))
+                dataset = build(part)
+                jobs = jobs_of(dataset)
+                self.faults += maps_without_image(dataset)
             except Exception as error:  # a faulty annotation leads to anything
                 if not self.faults:
                     text = (str(error).strip().splitlines() or [''])[-1]

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .seeds import seeded
 
 # What bad data leads to in the transforms. Other errors are of a program or a config, and keep their traceback.
-OF_DATA = (OSError, ValueError, AssertionError, RuntimeError, ArithmeticError, IndexError, SyntaxError, cv2.error)
+OF_DATA = (OSError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError, SyntaxError, cv2.error)
 
 
 class BadSample(UserError):
@@ -43,7 +43,8 @@ def file_of(dataset, index: int) -> str:
 
 def _told(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    text = lines[-1].strip() if lines else ''
+    return f'{type(error).__name__} {text}'.strip() if isinstance(error, LookupError) or not text else text
 
 
 class Fetching:

@@ -147,9 +147,7 @@ def test_a_process_that_hangs_ends_the_run_with_the_stacks_of_all(how, prepare, 
     assert done.returncode != 0
     assert 'nothing was finished in 12 s (hang_timeout): ended' in done.stderr
     stacks = {path.name: path.read_text() for path in (tmp_path / 'work/stacks').iterdir()}
-    assert ('Thread' in stacks['rank_0.txt'] and 'all_reduce' in stacks['rank_0.txt'] + done.stderr) or 'backward' in (
-        stacks['rank_0.txt']
-    )
+    assert 'train_step' in stacks['rank_0.txt'] and 'train_step' in done.stderr
     if how == 'wait':
         assert 'wait_for_ever' in stacks['rank_1.txt']
 
