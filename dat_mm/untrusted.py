@@ -130,6 +130,13 @@ def _parameter(data, requires_grad, hooks):
     return torch._utils._rebuild_parameter(data, bool(requires_grad), {})
 
 
+def _of_type(rebuild, kind, arguments, state):
+    """Stand-in for how tensors with attributes of their own are made: these are left out."""
+    if rebuild not in _REBUILDERS:
+        raise Refused('it makes a tensor by something else')
+    return rebuild(*arguments)
+
+
 def _size(sizes):
     return torch.Size(sizes)
 
@@ -174,6 +181,10 @@ def _history_buffer():
     return HistoryBuffer
 
 
+_NAMES = ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3')
+_REBUILD = {name: _rebuilder(name) for name in _NAMES}
+_REBUILDERS = (*_REBUILD.values(), _parameter)
+
 # Names in a file, and what stands for them here. Anything else is refused.
 _MEANING = {
     ('_codecs', 'encode'): _encoded,
@@ -198,8 +209,8 @@ _MEANING = {
     ('torch', 'Tensor'): None,
     ('torch', 'device'): _device,
     ('torch._utils', '_rebuild_parameter'): _parameter,
-    **{('torch._utils', name): _rebuilder(name) for name in ('_rebuild_tensor', '_rebuild_tensor_v2')},
-    ('torch._utils', '_rebuild_tensor_v3'): _rebuilder('_rebuild_tensor_v3'),
+    ('torch._tensor', '_rebuild_from_type_v2'): _of_type,
+    **{('torch._utils', name): rebuild for name, rebuild in _REBUILD.items()},
     ('torch.nn.parameter', 'Parameter'): None,
     ('torch.nn.parameter', 'Buffer'): None,
     ('torch.storage', 'TypedStorage'): SimpleNamespace(dtype=torch.uint8),

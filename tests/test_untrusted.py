@@ -226,6 +226,8 @@ def test_a_header_of_safetensors_is_checked(tmp_path):
 def test_what_checkpoints_hold_is_read_and_can_be_written_again(zipped, tmp_path):
     """Tensors of all kinds, views that share numbers, containers, arrays and numbers of numpy."""
     shared = torch.arange(12.0)
+    marked = torch.nn.Parameter(torch.ones(3))
+    marked.note = 'attributes are left out'
     content = {
         'state_dict': OrderedDict(a=shared[:6].view(2, 3), b=shared[6:], empty=torch.empty(0, 3), one=torch.tensor(2.0),
                                   half=torch.ones(2, dtype=torch.bfloat16), t=torch.arange(6).view(2, 3).t()),
@@ -234,6 +236,7 @@ def test_what_checkpoints_hold_is_read_and_can_be_written_again(zipped, tmp_path
         'rest': dict(t=(1, 2.5, None, 'x', b'y', {1, 2}, frozenset({3}), slice(1, 2)), c=Counter('aab')),
         'size': torch.Size([2]),
         'dtype': torch.float16,
+        'marked': marked,
     }  # fmt: skip
     for name in ('a.pth', 'b.pth'):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -244,6 +247,7 @@ def test_what_checkpoints_hold_is_read_and_can_be_written_again(zipped, tmp_path
         assert torch.equal(found['parameter'], torch.ones(2)) and isinstance(found['parameter'], torch.nn.Parameter)
         for value, expected in zip(found['numpy'], content['numpy'], strict=True):
             np.testing.assert_array_equal(value, expected)
+        assert torch.equal(found['marked'], marked) and not hasattr(found['marked'], 'note')
         assert found['rest'] == content['rest'] and found['dtype'] is torch.float16
         content = found
 

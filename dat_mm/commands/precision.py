@@ -29,7 +29,7 @@ def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
         wrapper.type = 'OptimWrapper'
         print_log('No GPU here: mixed precision of the config is off, training runs in float32', logger='current')
     if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
-        for key in ('dtype', 'loss_scale', 'use_fp16'):  # arguments of AmpOptimWrapper
+        for key in ('dtype', 'loss_scale', 'use_fp16', 'use_fsdp'):  # arguments of AmpOptimWrapper
             wrapper.pop(key, None)
     elif wrapper.get('dtype') == 'bfloat16':
         # mmcv's RoIAlign has no bfloat16 kernel, torchvision's casts

@@ -93,9 +93,28 @@ def _tell_start(cfg) -> None:
         print_log(f'The backbone starts from scratch; from a checkpoint with --cfg-options {options}', logger='current')
 
 
+def _train_by_strategy(cfg):
+    """Trains with a strategy of mmengine, such as FSDP, by the runner that has them."""
+    from mmengine.runner._flexible_runner import FlexibleRunner
+
+    from ..engine import sharding  # noqa: F401  (registers it)
+    from ..engine.checkpoints import latest_checkpoint, read_safely
+
+    read_safely()
+    cfg.setdefault('env_cfg', {})  # which this runner cannot do without
+    if cfg.get('resume') and not cfg.get('load_from'):
+        last = latest_checkpoint(cfg.work_dir)
+        cfg.load_from, cfg.resume = (str(last), True) if last else (None, False)
+    model = FlexibleRunner.from_cfg(cfg).train()
+    leave_group()
+    return model
+
+
 def train(config, **options):
     """Trains the model of a config and returns it; the options are those of tools/train.py."""
     cfg = train_config(config, **options)
+    if cfg.get('strategy'):
+        return _train_by_strategy(cfg)
     from ..engine.runner import Runner
 
     runner = Runner.from_cfg(cfg)

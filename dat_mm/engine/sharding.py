@@ -1,0 +1,46 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""FSDP through mmengine's strategy: parameters, gradients and the optimizer's state are divided among the processes."""
+
+from functools import partial
+
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.device import get_device
+from mmengine.registry import STRATEGIES
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from ..models.blocks import Block, ConvBlock
+
+
+@STRATEGIES.register_module()
+class ShardedStrategy(FSDPStrategy):
+    """mmengine's FSDPStrategy with the blocks of DAT as the units that are gathered, on GPUs and on CPUs.
+
+    Checkpoints hold the whole model, so that all tools read them.
+    """
+
+    def __init__(self, *, model_wrapper: dict | None = None, state_dict_cfg: dict | None = None, **kwargs):
+        blocks = partial(transformer_auto_wrap_policy, transformer_layer_cls={Block, ConvBlock})
+        wrapper = dict(type='MMFullyShardedDataParallel', use_orig_params=True, auto_wrap_policy=blocks)
+        on_gpu = get_device() != 'cpu'
+        if not on_gpu:
+            wrapper['device_id'] = torch.device('cpu')
+        whole = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', offload_to_cpu=on_gpu, rank0_only=on_gpu),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', offload_to_cpu=on_gpu, rank0_only=on_gpu),
+        )
+        wrapper = {**wrapper, **(model_wrapper or {})}
+        super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg or whole, **kwargs)
+
+    def build_optim_wrapper(self, optim_wrapper, model=None):
+        """Builds the optimizer by the shapes of whole parameters, and has gradients clipped by their norm as a whole.
+
+        A process sees flat parts otherwise: rules about one-dimensional parameters would hold for all of them.
+        """
+        with FullyShardedDataParallel.summon_full_params(model):
+            built = super().build_optim_wrapper(optim_wrapper, model)
+        if built.clip_grad_kwargs:
+            built.clip_func = lambda parameters, **options: model.clip_grad_norm_(**options)
+        return built

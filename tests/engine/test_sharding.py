@@ -1,0 +1,75 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""FSDP with two processes on the CPU: it trains, its checkpoint is a whole model, and it goes on from it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from engine.test_stopping import ROOT, run
+
+from dat_mm.engine.checkpoints import latest_checkpoint
+
+# A hook that tells, from each process, how much of the model it holds, its rules of decay, and the norm of gradients.
+PLUGIN = """
+import json
+from mmengine.dist import all_gather_object
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Tell(Hook):
+    def after_train(self, runner):
+        held = sum(p.numel() for p in runner.model.parameters())
+        groups = runner.optim_wrapper.optimizer.param_groups
+        names = {id(p): name for name, p in runner.model.named_parameters()}
+        decayed = [names[id(p)] for g in groups if g['weight_decay'] > 0 for p in g['params']]
+        told = all_gather_object([held, decayed])
+        if runner.rank == 0:
+            print('TOLD', json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_model(tiny_config, tmp_path):
+    config = tiny_config('mmpretrain')
+    (config.parent / 'plugins').mkdir()
+    (config.parent / 'plugins/tell.py').write_text(PLUGIN)
+    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'tell']")
+    config.write_text(
+        f"{text}\ncustom_hooks = [dict(type='Tell')]\nstrategy = dict(type='ShardedStrategy')\n"
+        "optim_wrapper['paramwise_cfg'] = dict(flat_decay_mult=0.0)\n"
+        "optim_wrapper['optimizer']['weight_decay'] = 0.05\n"
+    )
+    options = ('--seed', 3)
+    done = run(config, tmp_path / 'work', *options, '--cfg-options', 'train_cfg.max_epochs=2', processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (first, decayed), (second, _) = json.loads(done.stdout.split('TOLD ')[1].split('\n')[0])
+    last = latest_checkpoint(tmp_path / 'work')
+    state = torch.load(last, weights_only=False)['state_dict']
+    numbers = sum(value.numel() for value in state.values())
+    assert 0.4 * numbers < first < 0.6 * numbers and 0.4 * numbers < second < 0.6 * numbers
+    names = {name.replace('_fsdp_wrapped_module.', '') for name in decayed}
+    assert names == {key for key, value in state.items() if value.ndim != 1}
+
+    done = run(config, tmp_path / 'work', *options, '--resume', processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert latest_checkpoint(tmp_path / 'work').name == 'epoch_4.pth'
+    out = tmp_path / 'metrics.json'
+    command = [sys.executable, ROOT / 'tools/test.py', config, latest_checkpoint(tmp_path / 'work'), '--out', out]
+    tested = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert tested.returncode == 0, tested.stderr[-2000:]
+    assert f'accuracy/top1: {json.loads(out.read_text())["accuracy/top1"]:.4f}' in done.stdout
+
+
+def test_the_config_is_that_of_the_base_model():
+    from mmengine.config import Config
+
+    base, sharded = (Config.fromfile(ROOT / f'configs/imagenet/datpp-base_32xb128{s}_in1k.py') for s in ('', '-fsdp'))
+    assert sharded.pop('strategy') == dict(type='ShardedStrategy')
+    assert sharded.optim_wrapper.pop('use_fsdp')
+    assert sharded.to_dict() == base.to_dict()
