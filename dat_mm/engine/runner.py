@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..registry import RUNNERS
 from ..weights import written_whole
 from .accumulation import KeepGradients, accumulated
+from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .drops import DropBySample
@@ -67,7 +68,9 @@ class Runner(MMEngineRunner):
         self.register_hook(IterationSeed())
         self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
-        stop = StopOnSignal()
+        agreement = Agreement()
+        self.register_hook(agreement)
+        stop = StopOnSignal(agreement)
         self.register_hook(stop)
         self.register_hook(ValidateAgain())
         stop.listen()

@@ -6,11 +6,10 @@ import signal
 import sys
 import threading
 
-import torch
-import torch.distributed as dist
 from mmengine.hooks import Hook
 
 from .accumulation import inside_step
+from .agreement import Agreement
 from .checkpoints import INTERRUPTED, note_last
 from .processes import leave_group
 
@@ -27,17 +26,19 @@ class StopOnSignal(Hook):
     and validates again.
 
     Args:
+        agreement: the flags that all processes share.
         grace: seconds after SIGTERM when a process ends without a checkpoint, if by then no iteration was finished.
             Where another process died, none will be.
     """
 
     priority = 'LOWEST'  # after the schedulers, the moving averages and the regular checkpoints
 
-    def __init__(self, grace: float = 25):
+    def __init__(self, agreement: Agreement, grace: float = 25):
         self.grace = grace
         self.asked = None
-        self._before, self._group, self._timer = {}, None, None
+        self._agreement, self._before, self._timer = agreement, {}, None
         self._at_epoch_end = False
+        agreement.add('stop', lambda: self.asked is not None)
 
     def listen(self) -> None:
         """Begins to notice signals. The time until the first iteration counts too: data and model are built in it."""
@@ -50,10 +51,6 @@ class StopOnSignal(Hook):
                 signal.signal(number, handler)
         self._before = {}
         self._stop_timer()
-
-    def before_train(self, runner) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend='gloo')  # a GPU is not waited for
 
     def after_train(self, runner) -> None:
         self.stop_listening()
@@ -75,16 +72,8 @@ class StopOnSignal(Hook):
             self._timer.cancel()
             self._timer = None
 
-    def _agreed(self) -> bool:
-        """Says whether any process was asked to stop."""
-        if self._group is None:
-            return self.asked is not None
-        asked = torch.tensor(int(self.asked is not None))
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(asked)
-
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if not self._agreed():
+        if not self._agreement.any('stop'):
             return
         done = runner.iter + 1
         if inside_step(runner, done) or done >= runner.max_iters:
@@ -109,13 +98,12 @@ class StopOnSignal(Hook):
         self._leave(runner, f'stopped after iteration {done}; --resume goes on from there')
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._before and self._agreed():
+        if self._before and self._agreement.any('stop'):
             self._stop_timer()
             self._leave(runner, 'stopped in a validation; --resume goes on from the last checkpoint')
 
     def _leave(self, runner, message: str) -> None:
-        if self._group is not None:
-            dist.barrier(group=self._group)  # none leaves before the checkpoint is there
+        self._agreement.wait()  # none leaves before the checkpoint is there
         runner.logger.info(message)
         runner.visualizer.close()
         leave_group(REQUEUE)

@@ -16,6 +16,7 @@ pytest.importorskip('mmengine')
 from run_logs import losses
 
 from dat_mm.engine import stopping
+from dat_mm.engine.agreement import Agreement
 from dat_mm.engine.checkpoints import INTERRUPTED, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +159,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_config, tmp_path):
 def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):
     ended, done = [], threading.Event()
     monkeypatch.setattr(stopping.os, '_exit', lambda code: (ended.append(code), done.set()))
-    hook = stopping.StopOnSignal(grace=0.01)
+    hook = stopping.StopOnSignal(Agreement(), grace=0.01)
     hook._on_signal(signal.SIGTERM, None)
     assert done.wait(30)
     assert ended == [143]
