@@ -19,6 +19,7 @@ from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .drops import DropBySample
+from .finite_losses import FiniteLosses
 from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
 from .stopping import StopOnSignal, ValidateAgain
 
@@ -70,6 +71,7 @@ class Runner(MMEngineRunner):
         self.register_hook(KeepGradients())
         agreement = Agreement()
         self.register_hook(agreement)
+        self.register_hook(FiniteLosses(agreement, self.cfg.get('skip_nonfinite_losses') or 0))
         stop = StopOnSignal(agreement)
         self.register_hook(stop)
         self.register_hook(ValidateAgain())

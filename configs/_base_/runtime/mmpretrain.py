@@ -20,3 +20,4 @@ log_level = 'INFO'
 load_from = None
 resume = False
 randomness = dict(seed=None, deterministic=False)
+skip_nonfinite_losses = 0  # iterations that may be skipped because their loss is NaN or infinite, before the run ends
