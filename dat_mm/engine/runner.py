@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .drops import DropBySample
 from .finite_losses import FiniteLosses
+from .hanging import EndWhenHung
 from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
 from .stopping import StopOnSignal, ValidateAgain
 
@@ -63,6 +65,7 @@ class Runner(MMEngineRunner):
     _iterations_done = 0
     _group = None  # samples that are put together, by aspect ratio for instance: the batch size of a run's first start
     _builds_training_data = False
+    _end_when_hung = None
 
     def train(self):
         allow_mmengine_checkpoints()
@@ -77,9 +80,28 @@ class Runner(MMEngineRunner):
         self.register_hook(ValidateAgain())
         stop.listen()
         try:
-            return self._train()
+            with self._watched():
+                return self._train()
         finally:
             stop.stop_listening()
+
+    def val(self):
+        with self._watched():
+            return super().val()
+
+    def test(self):
+        with self._watched():
+            return super().test()
+
+    def _watched(self):
+        """The context in which this process is ended when it hangs, as `hang_timeout` of the config says."""
+        timeout = self.cfg.get('hang_timeout')
+        if not timeout:
+            return nullcontext()
+        if self._end_when_hung is None:
+            self._end_when_hung = EndWhenHung(timeout, self.work_dir, self.rank, self.logger)
+            self.register_hook(self._end_when_hung)
+        return self._end_when_hung
 
     def _train(self):
         if self._resume:

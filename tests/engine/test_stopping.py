@@ -56,12 +56,12 @@ class FillDisk(Hook):
 '''
 
 
-def run(config, work_dir, *options, processes=1):
+def run(config, work_dir, *options, processes=1, tool='train.py'):
     path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
     launcher = [sys.executable, '-u'] if processes == 1 else [
         *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--standalone'),
     ]  # fmt: skip
-    command = [*launcher, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *options]
+    command = [*launcher, ROOT / 'tools' / tool, config, *options, '--work-dir', work_dir]
     if processes > 1:
         command += ['--launcher', 'pytorch']
     environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}

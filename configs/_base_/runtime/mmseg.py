@@ -28,5 +28,6 @@ log_level = 'INFO'
 load_from = None
 resume = False
 randomness = dict(seed=None, deterministic=False)
+hang_timeout = 600  # seconds without an iteration after which a run is ended, with the stacks of its threads; 0: never
 skip_nonfinite_losses = 0  # iterations that may be skipped because their loss is NaN or infinite, before the run ends
 tta_model = dict(type='SegTTAModel')
