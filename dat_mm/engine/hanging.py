@@ -47,8 +47,10 @@ class EndWhenHung(Hook):
         self._file, self._thread = None, None
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open('a')
+        while self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has just removed the folder
+                self._file = self.path.open('a')
         if STACKS is not None:  # workers are forked with it
             faulthandler.register(STACKS, file=self._file)
         self._done.clear()
@@ -64,6 +66,7 @@ class EndWhenHung(Hook):
         if STACKS is not None:
             faulthandler.unregister(STACKS)
         self._file.close()
+        self._file = None
         with suppress(OSError):  # another process has removed the folder, or its file is in it
             if not self.path.stat().st_size:
                 self.path.unlink()
