@@ -1,38 +1,54 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""What the processes of a run agree on after each iteration, over gloo, so that no GPU is waited for."""
+"""What one process of a run notices is told to all of them, so that they do the same."""
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from mmengine.hooks import Hook
 
 
-class Agreement:
-    """A group of all processes of a run. With a single process, each call answers at once."""
+class Agreement(Hook):
+    """Flags that a process raises for all processes. They share one message of an iteration.
+
+    The message goes over gloo, so that a GPU is not waited for.
+    """
+
+    priority = 'HIGHEST'  # the iteration begins before anybody asks
 
     def __init__(self):
-        self._group = None
+        self._flags: dict[str, Callable[[], bool]] = {}
+        self._agreed, self._group = None, None
 
-    def open(self) -> None:
-        """Makes the group; all processes call it together."""
-        if self._group is None and dist.is_initialized() and dist.get_world_size() > 1:
+    def add(self, name: str, raised: Callable[[], bool]) -> None:
+        """Adds a flag, and the function that says whether this process raises it."""
+        self._flags[name] = raised
+
+    def before_train(self, runner) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend='gloo')
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Says for each flag whether it is set in any process."""
-        if self._group is None:
-            return tuple(map(bool, flags))
-        found = torch.tensor([int(bool(flag)) for flag in flags])
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._group)
-        return tuple(bool(flag) for flag in found)
+    def _before_iter(self, runner, batch_idx, data_batch=None, mode='train') -> None:
+        self._agreed = None
 
-    def gather(self, text: str | None) -> list[str]:
-        """What the processes have to say, those that have something."""
+    def any(self, name: str) -> bool:
+        """Says whether any process raises a flag. The first to ask in an iteration has all flags exchanged."""
+        if self._agreed is None:
+            flags = torch.tensor([int(raised()) for raised in self._flags.values()])
+            if self._group is not None:
+                dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+            self._agreed = dict(zip(self._flags, flags.bool().tolist(), strict=True))
+        return self._agreed[name]
+
+    def gather(self, value) -> list:
+        """Returns what each process has for a value, in the order of the processes."""
         if self._group is None:
-            return [text] if text else []
-        said = [None] * dist.get_world_size()
-        dist.all_gather_object(said, text, group=self._group)
-        return [text for text in said if text]
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def wait(self) -> None:
-        """Waits for all processes."""
+        """Waits until all processes are here."""
         if self._group is not None:
             dist.barrier(group=self._group)

@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Training checkpoints of mmengine: finding the one to resume, reading it safely, checking that it fits a model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,11 +76,8 @@ def check_fit(model, content: dict, path: str | Path) -> None:
         )
 
 
-def latest_checkpoint(work_dir: str | Path, warn=None) -> Path | None:
-    """The last whole checkpoint of a run: the one that was noted, or else the newest in the folder.
-
-    `warn` is called with a line about each that is not whole.
-    """
+def _whole_checkpoints(work_dir: str | Path, warn=None) -> Iterator[Path]:
+    """Yields the whole checkpoints of a run: the one that was noted, then the others, the newest first."""
     folder = Path(work_dir)
     found = [path for pattern in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for path in folder.glob(pattern)]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -92,10 +90,27 @@ def latest_checkpoint(work_dir: str | Path, warn=None) -> Path | None:
         found = [path for path in (noted, folder / noted.name) if path.is_file()][:1] + found
     for path in dict.fromkeys(found):
         if is_whole(path):
-            return path
-        if warn is not None:
+            yield path
+        elif warn is not None:
             warn(f'{path} is cut off or altered and is passed over')
-    return None
+
+
+def latest_checkpoint(work_dir: str | Path, warn=None) -> Path | None:
+    """The last whole checkpoint of a run: the one that was noted, or else the newest in the folder.
+
+    `warn` is called with a line about each that is not whole.
+    """
+    return next(_whole_checkpoints(work_dir, warn), None)
+
+
+def last_good_checkpoint(work_dir: str | Path) -> Path | None:
+    """The last whole checkpoint of a run that has no NaN in it: gradients may spoil weights while losses are finite."""
+    return next((path for path in _whole_checkpoints(work_dir) if not _has_nan(open_checkpoint(path))), None)
+
+
+def _has_nan(content: dict) -> bool:
+    weights = (*content.get('state_dict', {}).values(), *content.get('ema_state_dict', {}).values())
+    return any(bool(torch.isnan(weight).any()) for weight in weights if weight.is_floating_point())
 
 
 def note_last(work_dir: str | Path, name: str) -> None:

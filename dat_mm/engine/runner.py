@@ -21,10 +21,10 @@ from .checkpoint_hook import CheckpointHook
 from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
 from .fetching import fetch_by_draw, name_bad_samples
-from .nonfinite import NonFiniteLoss
+from .finite_losses import FiniteLosses
+from .hanging import EndWhenHung
 from .seeds import IterationSeed, add_draws, undivided
 from .stopping import StopOnSignal, ValidateAgain
-from .watchdog import Watchdog
 
 
 class _AlreadySkipped:
@@ -64,9 +64,9 @@ class Runner(MMEngineRunner):
     """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
 
     _iterations_done = 0
-    _nonfinite = None
     _group = None  # samples that are put together, by aspect ratio for instance: the batch size of a run's first start
     _builds_training_data = False
+    _end_when_hung = None
 
     def train(self):
         read_safely()
@@ -74,9 +74,9 @@ class Runner(MMEngineRunner):
         self.register_hook(DropBySample())
         self.register_hook(KeepGradients())
         agreement = Agreement()
-        self._nonfinite = nonfinite = NonFiniteLoss(agreement, self.cfg.get('skip_nonfinite_losses') or 0)
-        self.register_hook(nonfinite)
-        stop = StopOnSignal(agreement, nonfinite)
+        self.register_hook(agreement)
+        self.register_hook(FiniteLosses(agreement, self.cfg.get('skip_nonfinite_losses') or 0))
+        stop = StopOnSignal(agreement)
         self.register_hook(stop)
         self.register_hook(ValidateAgain())
         stop.listen()
@@ -95,13 +95,14 @@ class Runner(MMEngineRunner):
             return super().test()
 
     def _watched(self):
-        """A context in which the process is ended when it hangs."""
-        timeout = self.cfg.get('hang_timeout', 600)
+        """The context in which this process is ended when it hangs, as `hang_timeout` of the config says."""
+        timeout = self.cfg.get('hang_timeout')
         if not timeout:
             return nullcontext()
-        watchdog = Watchdog(timeout)
-        self.register_hook(watchdog)
-        return watchdog.watching(self.work_dir)
+        if self._end_when_hung is None:
+            self._end_when_hung = EndWhenHung(timeout, self.work_dir, self.rank, self.logger)
+            self.register_hook(self._end_when_hung)
+        return self._end_when_hung
 
     def _train(self):
         if self._resume:
@@ -199,8 +200,6 @@ class Runner(MMEngineRunner):
 
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
         """Saves a checkpoint as mmengine does, but on a local disk the file appears whole or not at all."""
-        if self._nonfinite is not None:
-            self._nonfinite.look(self)
         if '://' in str(out_dir) or ':' in str(out_dir).split('/')[0]:
             return super().save_checkpoint(out_dir, filename, *args, **kwargs)
         path = Path(out_dir, filename)

@@ -26,18 +26,19 @@ class StopOnSignal(Hook):
     and validates again.
 
     Args:
-        nonfinite: the hook that a loss that is not finite is known to. All processes are asked about it too.
+        agreement: the flags that all processes share.
         grace: seconds after SIGTERM when a process ends without a checkpoint, if by then no iteration was finished.
             Where another process died, none will be.
     """
 
     priority = 'LOWEST'  # after the schedulers, the moving averages and the regular checkpoints
 
-    def __init__(self, agreement: Agreement | None = None, nonfinite=None, grace: float = 25):
-        self.agreement, self.nonfinite, self.grace = agreement or Agreement(), nonfinite, grace
+    def __init__(self, agreement: Agreement, grace: float = 25):
+        self.grace = grace
         self.asked = None
-        self._before, self._timer = {}, None
+        self._agreement, self._before, self._timer = agreement, {}, None
         self._at_epoch_end = False
+        agreement.add('stop', lambda: self.asked is not None)
 
     def listen(self) -> None:
         """Begins to notice signals. The time until the first iteration counts too: data and model are built in it."""
@@ -50,9 +51,6 @@ class StopOnSignal(Hook):
                 signal.signal(number, handler)
         self._before = {}
         self._stop_timer()
-
-    def before_train(self, runner) -> None:
-        self.agreement.open()
 
     def after_train(self, runner) -> None:
         self.stop_listening()
@@ -75,11 +73,7 @@ class StopOnSignal(Hook):
             self._timer = None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        sick = self.nonfinite is not None and self.nonfinite.message is not None
-        asked, sick = self.agreement.any(self.asked is not None, sick)
-        if sick:
-            self.nonfinite.stop(runner)
-        if not asked:
+        if not self._agreement.any('stop'):
             return
         done = runner.iter + 1
         if inside_step(runner, done) or done >= runner.max_iters:
@@ -104,12 +98,12 @@ class StopOnSignal(Hook):
         self._leave(runner, f'stopped after iteration {done}; --resume goes on from there')
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._before and self.agreement.any(self.asked is not None)[0]:
+        if self._before and self._agreement.any('stop'):
             self._stop_timer()
             self._leave(runner, 'stopped in a validation; --resume goes on from the last checkpoint')
 
     def _leave(self, runner, message: str) -> None:
-        self.agreement.wait()  # none leaves before the checkpoint is there
+        self._agreement.wait()  # none leaves before the checkpoint is there
         runner.logger.info(message)
         runner.visualizer.close()
         leave_group(REQUEUE)

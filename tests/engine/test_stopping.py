@@ -16,6 +16,7 @@ pytest.importorskip('mmengine')
 from run_logs import losses
 
 from dat_mm.engine import stopping
+from dat_mm.engine.agreement import Agreement
 from dat_mm.engine.checkpoints import INTERRUPTED, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -55,12 +56,12 @@ class FillDisk(Hook):
 '''
 
 
-def run(config, work_dir, *options, processes=1):
+def run(config, work_dir, *options, processes=1, tool='train.py'):
     path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
     launcher = [sys.executable, '-u'] if processes == 1 else [
         *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--standalone'),
     ]  # fmt: skip
-    command = [*launcher, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *options]
+    command = [*launcher, ROOT / 'tools' / tool, config, *options, '--work-dir', work_dir]
     if processes > 1:
         command += ['--launcher', 'pytorch']
     environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
@@ -158,7 +159,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_config, tmp_path):
 def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):
     ended, done = [], threading.Event()
     monkeypatch.setattr(stopping.os, '_exit', lambda code: (ended.append(code), done.set()))
-    hook = stopping.StopOnSignal(grace=0.01)
+    hook = stopping.StopOnSignal(Agreement(), grace=0.01)
     hook._on_signal(signal.SIGTERM, None)
     assert done.wait(30)
     assert ended == [143]

@@ -18,9 +18,9 @@ from dat_mm.engine.checkpoints import latest_checkpoint
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
-# Hooks of the tests: one that fails, and one that has the run preempted by a job that comes first.
+# Hooks of the tests: one that fails, one that hangs, and one that has the run preempted by a job that comes first.
 HOOKS = """
-import os, subprocess, time
+import os, subprocess, threading, time
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -29,6 +29,15 @@ class FailAt(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.rank == runner.world_size - 1 and runner.iter == 2:
             raise RuntimeError('this rank fails on purpose')
+
+@HOOKS.register_module()
+class HangAt(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == runner.world_size - 1 and runner.iter == 2:
+            self.wait_for_ever()
+
+    def wait_for_ever(self):
+        threading.Event().wait()
 
 @HOOKS.register_module()
 class BePreempted(Hook):
@@ -111,6 +120,19 @@ def test_a_rank_that_fails_ends_the_job(cluster, config, tmp_path):
     assert done.returncode != 0
     assert 'RuntimeError: this rank fails on purpose' in done.stdout + done.stderr
     assert time.monotonic() - start < 300  # and not after the half hour that torch waits for a rank
+
+
+def test_a_rank_that_hangs_ends_the_job(cluster, config, tmp_path):
+    config.write_text(config.read_text() + "custom_hooks.append(dict(type='HangAt'))\n")
+    work = tmp_path / 'work'
+    done = cluster.run(
+        'bash', TOOLS / 'slurm_train.sh', 'main', 'hang', config, work, '--no-validate', '--cfg-options',
+        'hang_timeout=10', check=False, **variables(config, TASKS='4', TASKS_PER_NODE='2'),
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f'no iteration in 10 s: ended; the stacks are in {work}/stacks' in done.stdout + done.stderr
+    stacks = [(work / f'stacks/rank_{rank}.txt').read_text() for rank in range(4)]
+    assert ['in wait_for_ever' in text for text in stacks] == [False, False, False, True]
 
 
 def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(cluster, config, tmp_path):
