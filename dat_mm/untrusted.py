@@ -124,7 +124,7 @@ def _rebuilder(name):
     return checked
 
 
-def _parameter(data, requires_grad, hooks):
+def _parameter(data, requires_grad, hooks, state=None):
     if not isinstance(data, torch.Tensor):
         raise Refused(f'it has a parameter that is a {type(data).__name__}')
     return torch._utils._rebuild_parameter(data, bool(requires_grad), {})
@@ -208,7 +208,7 @@ _MEANING = {
     ('torch', 'Size'): _size,
     ('torch', 'Tensor'): None,
     ('torch', 'device'): _device,
-    ('torch._utils', '_rebuild_parameter'): _parameter,
+    **{('torch._utils', f'_rebuild_parameter{more}'): _parameter for more in ('', '_with_state')},
     ('torch._tensor', '_rebuild_from_type_v2'): _of_type,
     **{('torch._utils', name): rebuild for name, rebuild in _REBUILD.items()},
     ('torch.nn.parameter', 'Parameter'): None,

@@ -44,3 +44,10 @@ class ShardedStrategy(FSDPStrategy):
         if built.clip_grad_kwargs:
             built.clip_func = lambda parameters, **options: model.clip_grad_norm_(**options)
         return built
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Loads the state of the optimizer; mmengine passes it on in the order of arguments before torch 2.1."""
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
+        )

@@ -2,6 +2,7 @@
 """FSDP with two processes on the CPU: it trains, its checkpoint is a whole model, and it goes on from it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -61,7 +62,9 @@ def test_two_processes_share_a_model(tiny_config, tmp_path):
     assert latest_checkpoint(tmp_path / 'work').name == 'epoch_4.pth'
     out = tmp_path / 'metrics.json'
     command = [sys.executable, ROOT / 'tools/test.py', config, latest_checkpoint(tmp_path / 'work'), '--out', out]
-    tested = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
+    environment = {**os.environ, 'PYTHONPATH': path}
+    tested = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert f'accuracy/top1: {json.loads(out.read_text())["accuracy/top1"]:.4f}' in done.stdout
 
