@@ -199,5 +199,5 @@ def _cfg_options(options) -> list[str]:
 
 
 def _was_stopped(log: Path) -> bool:
-    """Says whether a training wants to go on that ended with the code of its launcher, by what its last start logged."""
+    """Says by what its last start logged whether a training wants to go on, where a launcher hides its exit code."""
     return '--resume goes on from' in log.read_text(errors='replace').rpartition('\n$ ')[2]
