@@ -11,13 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from mmengine.registry import DATASETS
-
-from ..datasets.faults import Fault, Labels, coco_faults, folder_faults, image_faults, list_faults, map_faults, shown
+from ..datasets.faults import Fault
+from ..datasets.survey import leaf_datasets, survey
 from ..errors import UserError
 from ..weights import written_whole
-from .checks import leaf_datasets
-from .config import PHASES, load_config, nodes
+from .config import PHASES, load_config
 from .prepare import import_toolbox
 from .screen import Screen
 
@@ -64,96 +62,6 @@ def _datasets(cfg, phases) -> list[tuple[str, dict]]:
             else:
                 found[len(found)] = ([phase], dataset)
     return [(', '.join(dict.fromkeys(names)), dataset) for names, dataset in found.values()]
-
-
-def survey(config) -> tuple[list[Fault], list[tuple]]:
-    """Checks the annotations of a data set; returns their faults, and each sample as (function that reads it, *args).
-
-    The data set is built without its annotations, which may be such that it cannot be built with them.
-    """
-    if config.get('backend_args'):
-        raise UserError(f'{config["type"]}: its files are not on this disk (backend_args={config.backend_args})')
-    if str(config['type']).startswith('dat_mm.'):
-        _draw(config)
-    dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
-    names = [parent.__name__ for parent in type(dataset).__mro__]
-    kind = next((name for name in names if name in SURVEYS), None)
-    if kind is None or 'CocoPanopticDataset' in names:
-        raise UserError(f'{config["type"]}: only data sets that derive from {", ".join(SURVEYS)} can be checked')
-    return SURVEYS[kind](dataset, config)
-
-
-def _draw(config):
-    """Draws Shapes unless it is there, as training would."""
-    from ..datasets.shapes import ensure_shapes
-
-    try:
-        ensure_shapes(config.get('data_root', 'data/shapes'), **(config.get('make') or {}))
-    except (FileExistsError, ValueError) as error:
-        raise UserError(str(error)) from error
-
-
-def _survey_coco(dataset, config):
-    images = []
-    steps = list(nodes(config.get('pipeline') or []))
-    faults = coco_faults(
-        dataset.ann_file,
-        dataset.metainfo.get('classes'),
-        images,
-        masks=any(step.get('with_mask') for step in steps),
-        evaluated=dataset.test_mode,
-    )
-    faults = list(faults)
-    folder = dataset.data_prefix.get('img', '')
-    return faults, [(image_faults, os.path.join(folder, name), size) for name, size in images]
-
-
-def _survey_maps(dataset, config):
-    try:
-        samples = dataset.load_data_list()
-    except (OSError, AssertionError, UnicodeDecodeError) as error:
-        path = dataset.ann_file or dataset.data_prefix['img_path']
-        return [Fault(path, 'missing file', f'the data set cannot be read ({str(error).splitlines()[0]})')], []
-    classes = dataset.metainfo.get('classes')
-    if dataset.label_map:  # the classes of the config are some of these, and maps hold numbers of these
-        classes = type(dataset).METAINFO['classes']
-    reduced = dataset.reduce_zero_label
-    ignored = (0, 255) if reduced else (dataset.ignore_index,)
-    labels = Labels(len(classes), int(reduced), ignored) if classes else None
-    reads = [
-        (map_faults, sample['img_path'], sample['seg_map_path'], labels)
-        if 'seg_map_path' in sample
-        else (image_faults, sample['img_path'])
-        for sample in samples
-    ]
-    return list(_maps_without_image(dataset, samples)), reads
-
-
-def _maps_without_image(dataset, samples):
-    """Yields a Fault for each map whose image is not there: the data set lists images, and would miss it silently."""
-    folder = dataset.data_prefix.get('seg_map_path')
-    if dataset.ann_file or not folder:
-        return
-    listed = {os.path.normpath(sample['seg_map_path']) for sample in samples}
-    for path in sorted(Path(folder).rglob(f'*{dataset.seg_map_suffix}')):
-        if os.path.normpath(path) not in listed:
-            stem = str(path.relative_to(folder))[: -len(dataset.seg_map_suffix)]
-            image = Path(dataset.data_prefix['img_path'], stem + dataset.img_suffix)
-            yield Fault(str(image), 'missing file', f'no such file; {shown(path)} is its map')
-
-
-def _survey_classes(dataset, config):
-    images, classes = [], dataset.metainfo.get('classes')
-    root = dataset.data_prefix.get('img_path', '')
-    if dataset.ann_file:
-        faults = list_faults(dataset.ann_file, root, classes, images, labelled=dataset.with_label)
-    else:
-        faults = folder_faults(root, dataset.extensions, classes, images)
-    faults = list(faults)
-    return faults, [(image_faults, str(path)) for path in images]
-
-
-SURVEYS = {'CocoDataset': _survey_coco, 'BaseSegDataset': _survey_maps, 'CustomDataset': _survey_classes}
 
 
 def _cores() -> int:

@@ -5,6 +5,7 @@ import os
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from ..datasets.survey import leaf_datasets
 from ..errors import UserError
 from .config import nodes
 
@@ -12,16 +13,6 @@ from .config import nodes
 def _is_remote(path):
     """Says whether a path leads elsewhere than to this disk."""
     return '://' in path or path.startswith('petrel')
-
-
-def leaf_datasets(node):
-    """Yields the data sets inside the config of one, which may be a wrapper around others."""
-    inner = [node[key] for key in ('dataset', 'datasets') if key in node]
-    if not inner:
-        yield node
-    for part in inner:
-        for child in part if isinstance(part, (list, tuple)) else [part]:
-            yield from leaf_datasets(child)
 
 
 def _paths(dataset):

@@ -15,7 +15,8 @@ PHASES = ('train', 'val', 'test')
 # Keys that a config may lack and a user may well set: no line is printed about them.
 OPTIONAL_KEYS = {
     *('activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'data_root', 'env_cfg', 'load_from'),
-    *('experiment_name', 'find_unused_parameters', 'randomness', 'resume', 'sync_bn', 'vis_backends', 'work_dir'),
+    *('experiment_name', 'find_unused_parameters', 'randomness', 'resume', 'skip_bad_samples', 'sync_bn'),
+    *('vis_backends', 'work_dir'),
 }
 
 

@@ -18,7 +18,8 @@ from .accumulation import KeepGradients, accumulated
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import allow_mmengine_checkpoints, latest_checkpoint, read_meta
 from .drops import DropBySample
-from .seeds import IterationSeed, add_draws, fetch_by_draw, undivided
+from .fetching import build_dataset, fetch_by_draw, fetch_named
+from .seeds import IterationSeed, add_draws, undivided
 from .stopping import StopOnSignal, ValidateAgain
 
 
@@ -127,9 +128,14 @@ class Runner(MMEngineRunner):
 
     def build_dataloader(self, dataloader, seed=None, diff_rank_seed=False):
         build = MMEngineRunner.build_dataloader
-        if not self._builds_training_data or not isinstance(dataloader, dict):
+        if not isinstance(dataloader, dict):
             return build(dataloader, seed, diff_rank_seed)
         dataloader = deepcopy(dataloader)
+        dataloader['dataset'] = dict(type=build_dataset, config=dataloader['dataset'])
+        if not self._builds_training_data:
+            loader = build(dataloader, seed, diff_rank_seed)
+            fetch_named(loader.dataset)
+            return loader
         dataloader['sampler'] = dict(type=undivided, inner=dataloader['sampler'])
         dataloader['batch_sampler'] = dict(
             type=add_draws,
@@ -146,7 +152,7 @@ class Runner(MMEngineRunner):
                 f'the training data has {len(loader.dataset)} samples for each batch of {dataloader["batch_size"]} '
                 f'on {self.world_size} processes, and incomplete batches are dropped: there is no batch'
             )
-        fetch_by_draw(loader.dataset)
+        fetch_by_draw(loader.dataset, self.cfg.get('skip_bad_samples') or 0)
         return loader
 
     def load_checkpoint(self, *args, **kwargs):

@@ -9,7 +9,6 @@ of the main process nor of the workers. Neither the number of workers nor that o
 import random
 import sys
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import cycle, islice
 from unittest import mock
 
@@ -115,19 +114,6 @@ class Draws(Sampler):
         for n, batch in islice(enumerate(self._batches()), self.skip, None):
             draws = [(index, (*self.key, epoch, n * self.total + i)) for i, index in enumerate(batch)]
             yield draws[self.part]
-
-
-def _get_items(dataset, draws):
-    items = []
-    for index, key in draws:
-        with seeded(*key):
-            items.append(dataset[index])
-    return items
-
-
-def fetch_by_draw(dataset) -> None:
-    """Makes a data set of any class take the (index, key) pairs of `Draws`, through torch's __getitems__."""
-    dataset.__getitems__ = partial(_get_items, dataset)
 
 
 def undivided(dataset, seed: int, inner: dict):

@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from dat_mm.engine import drops, seeds
 from dat_mm.engine.drops import DropBySample
-from dat_mm.engine.seeds import add_draws, fetch_by_draw, seed_all, seeded, undivided
+from dat_mm.engine.fetching import fetch_by_draw
+from dat_mm.engine.seeds import add_draws, seed_all, seeded, undivided
 from dat_mm.models.layers import DropPath
 
 

@@ -20,4 +20,5 @@ log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 load_from = None
 resume = False
+skip_bad_samples = 0  # different ones that are left out and told; with 0, the first ends the run
 randomness = dict(seed=None, deterministic=False)

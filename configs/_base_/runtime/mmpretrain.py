@@ -19,4 +19,5 @@ visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 log_level = 'INFO'
 load_from = None
 resume = False
+skip_bad_samples = 0  # different ones that are left out and told; with 0, the first ends the run
 randomness = dict(seed=None, deterministic=False)

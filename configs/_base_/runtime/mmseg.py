@@ -27,5 +27,6 @@ log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 load_from = None
 resume = False
+skip_bad_samples = 0  # different ones that are left out and told; with 0, the first ends the run
 randomness = dict(seed=None, deterministic=False)
 tta_model = dict(type='SegTTAModel')

@@ -4,13 +4,14 @@
 A rule yields a Fault for all that it finds. No content of a file makes a rule raise.
 """
 
-from .coco import coco_faults, instance_fault
+from .coco import UNNOTICED, coco_faults, instance_fault
 from .fault import Fault, shown
 from .folders import folder_faults, list_faults
 from .images import image_faults
 from .maps import Labels, map_faults
 
 __all__ = [
+    'UNNOTICED',
     'Fault',
     'Labels',
     'coco_faults',

@@ -9,6 +9,9 @@ from .fault import Fault, brief, is_number, read_json
 from .segmentations import segmentation_fault
 
 SLACK = 1  # pixels that a box may stand out of its image, as rounded numbers do
+# Kinds of faults that mmdet does not notice: it drops the objects, or trains with them as they are.
+UNNOTICED = frozenset({'box without area', 'box outside its image', 'box partly outside its image', 'segmentation'})
+UNNOTICED |= {'unknown category', 'category of no class', 'class of no category', 'order of categories'}
 PARTS = {'images': 'image', 'annotations': 'annotation', 'categories': 'category'}
 
 
