@@ -11,6 +11,9 @@ from ..errors import UserError
 from .faults import Fault, Labels, coco_faults, folder_faults, image_faults, list_faults, map_faults, shown
 
 
+UNLIKE = {'CocoPanopticDataset', 'LVISV05Dataset'}  # they derive from CocoDataset, but their files differ
+
+
 def leaf_datasets(node: dict) -> Iterator[dict]:
     """Yields the data sets inside the config of one, which may be a wrapper around others."""
     inner = [node[key] for key in ('dataset', 'datasets') if key in node]
@@ -26,14 +29,14 @@ def survey(config) -> tuple[list[Fault], list[tuple]]:
 
     The data set is built without its annotations, which may be such that it cannot be built with them.
     """
-    if config.get('backend_args'):
+    if (config.get('backend_args') or {}).get('backend', 'local') != 'local':
         raise UserError(f'{config["type"]}: its files are not on this disk (backend_args={config.backend_args})')
     if str(config['type']).startswith('dat_mm.'):
         _draw(config)
     dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
     names = [parent.__name__ for parent in type(dataset).__mro__]
     kind = next((name for name in names if name in SURVEYS), None)
-    if kind is None or 'CocoPanopticDataset' in names:
+    if kind is None or UNLIKE & set(names):
         raise UserError(f'{config["type"]}: only data sets that derive from {", ".join(SURVEYS)} can be checked')
     return SURVEYS[kind](dataset, config)
 
