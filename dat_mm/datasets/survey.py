@@ -10,7 +10,6 @@ from mmengine.registry import DATASETS
 from ..errors import UserError
 from .faults import Fault, Labels, coco_faults, folder_faults, image_faults, list_faults, map_faults, shown
 
-
 UNLIKE = {'CocoPanopticDataset', 'LVISV05Dataset'}  # they derive from CocoDataset, but their files differ
 
 

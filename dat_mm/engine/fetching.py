@@ -7,6 +7,7 @@ are.
 """
 
 import multiprocessing
+import os
 import struct
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from ..datasets.faults import UNNOTICED, image_faults, instance_fault, map_faults, shown
+from ..datasets.faults import UNNOTICED, Fault, image_faults, instance_fault, map_faults, shown
 from ..datasets.survey import leaf_datasets, survey
 from ..errors import UserError
 from .seeds import seeded
@@ -173,15 +174,20 @@ def build_dataset(config):
 
 
 def _annotation_fault(config):
-    """Finds a fault of the files that list the samples of a data set which explains why it cannot be built."""
+    """Finds what explains, in the files that list the samples of a data set, why it cannot be built."""
     for leaf in leaf_datasets(config):
         try:
-            faults, _ = survey(leaf)
+            faults, samples = survey(leaf)
         except Exception:  # the config is at fault; the error that it led to is told
             return None
-        fault = next((fault for fault in faults if fault.kind not in UNNOTICED), None)
-        if fault:
-            return fault
+        try:
+            left = len(DATASETS.build({**leaf, 'pipeline': [], 'serialize_data': False}))
+        except Exception:
+            return next((fault for fault in faults if fault.kind not in UNNOTICED), None)
+        if not left:  # which mmengine cannot store
+            file = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
+            what = f'none of its {len(samples)} samples is left (filter_cfg={leaf.get("filter_cfg")})'
+            return Fault(file, 'no samples', what)
     return None
 
 

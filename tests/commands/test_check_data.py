@@ -177,7 +177,7 @@ ANNOTATIONS = [
     (edit('annotations', area=0), 'area', 'area is 0'),
     (edit('annotations', iscrowd=2), 'iscrowd', 'iscrowd is 2'),
     (edit('annotations', category_id=12), 'unknown category', 'category_id is 12'),
-    (edit('annotations', category_id=[1]), 'unknown category', 'category_id is [1]'),
+    (edit('annotations', category_id=[1]), 'structure', 'category_id is [1]'),
     (edit('annotations', image_id=7), 'unknown image', 'image_id is 7'),
     (repeat('annotations'), 'duplicate id', 'annotation'),
     (repeat('images'), 'duplicate id', 'image 440'),

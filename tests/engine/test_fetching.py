@@ -49,7 +49,17 @@ def fetched(dataset, allowed=0, workers=0, epochs=1):
     fetch_by_draw(dataset, allowed)
     draws = [[(index, (0, 0, index)) for index in (first, first + 1)] for first in range(0, len(dataset), 2)]
     loader = DataLoader(dataset, batch_sampler=draws, num_workers=workers, collate_fn=list)
-    return [[item for batch in loader for item in batch] for _ in range(epochs)]
+    return [[item for batch in batches_of(loader) for item in batch] for _ in range(epochs)]
+
+
+def batches_of(loader):
+    """The batches of a loader, whose workers are ended at once. After an error torch would wait for each five seconds."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -113,7 +123,7 @@ def test_no_sample_is_skipped_in_validation():
     fetch_named(dataset)
     loader = DataLoader(dataset, batch_size=2, collate_fn=list, num_workers=1)
     with pytest.raises(BadSample, match=r'^sample 1 of Numbers: OSError: disk on fire$'):
-        list(loader)
+        list(batches_of(loader))
 
 
 def spoil(root, scope):
@@ -236,12 +246,35 @@ def test_a_data_set_that_cannot_be_built_names_the_annotation(spoil, what, spoil
     assert str(caught.value).startswith(f'{root}/boxes.json: {what}')
 
 
-def test_a_mistake_in_a_config_is_no_bad_data(spoiled):
-    config, *_ = spoiled('mmdet')
+@pytest.mark.parametrize(
+    ('mistake', 'error'),
+    [
+        ("train_dataloader['dataset']['no_such_argument'] = 1\n", TypeError),
+        ("train_dataloader['dataset']['pipeline'][1]['type'] = 'NoSuchTransform'\n", KeyError),
+    ],
+)
+def test_a_mistake_in_a_config_is_no_bad_data(mistake, error, spoiled):
+    """Also where an annotation has a fault that mmdet does not mind."""
+    config, root, _ = spoiled('mmdet')
+    content = json.loads((root / 'boxes.json').read_text())
+    content['annotations'][0]['iscrowd'] = 2
+    (root / 'boxes.json').write_text(json.dumps(content))
+    assert len(training_data(config)) == 6
     with config.open('a') as text:
-        text.write("train_dataloader['dataset']['no_such_argument'] = 1\n")
-    with pytest.raises(TypeError, match='no_such_argument'):
+        text.write(mistake)
+    with pytest.raises(error, match=r'no_such_argument|NoSuchTransform'):
         training_data(config)
+
+
+def test_a_filter_that_leaves_nothing_is_told(spoiled):
+    config, root, _ = spoiled('mmdet', bad=False)
+    with config.open('a') as text:
+        text.write("train_dataloader['dataset']['filter_cfg'] = dict(min_size=500)\n")
+    with pytest.raises(BadSample) as caught:
+        training_data(config)
+    assert str(caught.value).startswith(
+        f"{root}/boxes.json: none of its 6 samples is left (filter_cfg={{'min_size': 500}})"
+    )
 
 
 @pytest.mark.slow

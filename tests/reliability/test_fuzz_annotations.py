@@ -64,7 +64,7 @@ def change_values(rng, text):
     """Deletes values, or puts others in their place. Each part of the file is as likely as the others."""
     content = json.loads(text)
     for _ in range(rng.choice((1, 1, 2, 5))):
-        part = rng.choice((content, content['images'], content['annotations'], content['categories']))
+        part = rng.choice((content, *(content.get(key) for key in ('images', 'annotations', 'categories'))))
         if not isinstance(part, dict | list) or not part:
             continue
         record = rng.choice(part) if isinstance(part, list) else part

@@ -11,7 +11,13 @@ from .segmentations import segmentation_fault
 SLACK = 1  # pixels that a box may stand out of its image, as rounded numbers do
 # Kinds of faults that mmdet does not notice: it drops the objects, or trains with them as they are.
 UNNOTICED = frozenset({'box without area', 'box outside its image', 'box partly outside its image', 'segmentation'})
-UNNOTICED |= {'unknown category', 'category of no class', 'class of no category', 'order of categories'}
+UNNOTICED |= {
+    'unknown image',
+    'unknown category',
+    'category of no class',
+    'class of no category',
+    'order of categories',
+}
 PARTS = {'images': 'image', 'annotations': 'annotation', 'categories': 'category'}
 
 
@@ -113,12 +119,16 @@ class _File:
     def _object_faults(self, name, number, record):
         image, category = record.get('image_id'), record.get('category_id')
         size = None
-        if not _among(image, self.sizes):
+        if not isinstance(image, int | float | str):
+            yield self.fault('structure', f'{name}: image_id is {brief(image)}, not a number')
+        elif image not in self.sizes:
             yield self.fault('unknown image', f'{name}: image_id is {brief(image)}, and no image has that id')
         else:
             size = self.sizes[image]
             name = f'{name} (image {brief(image)})'
-        if not _among(category, self.categories):
+        if not isinstance(category, int | float | str):
+            yield self.fault('structure', f'{name}: category_id is {brief(category)}, not a number')
+        elif category not in self.categories:
             yield self.fault(
                 'unknown category', f'{name}: category_id is {brief(category)}, and no category has that id'
             )
@@ -172,11 +182,6 @@ class _File:
             if wrong:
                 what = f'category {brief(wrong[0])} comes where the classes have {brief(wrong[1])}; one order must do'
                 yield self.fault('order of categories', what)
-
-
-def _among(key, known):
-    """Says whether a value of any type is a key."""
-    return isinstance(key, int | float | str) and key in known
 
 
 def instance_fault(instance: dict, size, *, masks: bool) -> str | None:
