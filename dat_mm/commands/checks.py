@@ -5,6 +5,7 @@ import os
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from ..datasets.survey import leaf_datasets
 from ..errors import UserError
 from .config import nodes
 
@@ -12,16 +13,6 @@ from .config import nodes
 def _is_remote(path):
     """Says whether a path leads elsewhere than to this disk."""
     return '://' in path or path.startswith('petrel')
-
-
-def _datasets(node):
-    """Yields the data sets inside the config of one, which may be a wrapper around others."""
-    inner = [node[key] for key in ('dataset', 'datasets') if key in node]
-    if not inner:
-        yield node
-    for part in inner:
-        for child in part if isinstance(part, (list, tuple)) else [part]:
-            yield from _datasets(child)
 
 
 def _paths(dataset):
@@ -39,14 +30,14 @@ def _missing(cfg, phases):
     """Finds the first path that is not there; returns (path, what it is for), or None."""
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
-        for dataset in _datasets(loader.get('dataset') or {}):
+        for dataset in leaf_datasets(loader.get('dataset') or {}):
             if str(dataset.get('type', '')).startswith('dat_mm.') or dataset.get('backend_args'):
                 continue  # made on first use, or elsewhere than on this disk
             for path in _paths(dataset):
                 if not _is_remote(path) and not os.path.exists(path):
                     return path, f'the {phase} data of {cfg.filename}'
     for phase in phases:
-        datasets = _datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {})
+        datasets = leaf_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {})
         if any(str(dataset.get('type', '')).startswith('dat_mm.') for dataset in datasets):
             continue  # its annotations are made with it
         for evaluator in nodes(cfg.get(f'{phase}_evaluator') or {}):

@@ -20,7 +20,7 @@ from .agreement import Agreement
 from .checkpoint_hook import CheckpointHook
 from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
-from .fetching import fetch_by_draw, name_bad_samples
+from .fetching import build_dataset, fetch_by_draw, fetch_named
 from .finite_losses import FiniteLosses
 from .hanging import EndWhenHung
 from .seeds import IterationSeed, add_draws, undivided
@@ -157,11 +157,12 @@ class Runner(MMEngineRunner):
         build = MMEngineRunner.build_dataloader
         if not isinstance(dataloader, dict):
             return build(dataloader, seed, diff_rank_seed)
+        dataloader = deepcopy(dataloader)
+        dataloader['dataset'] = dict(type=build_dataset, config=dataloader['dataset'])
         if not self._builds_training_data:
             loader = build(dataloader, seed, diff_rank_seed)
-            name_bad_samples(loader.dataset)
+            fetch_named(loader.dataset)
             return loader
-        dataloader = deepcopy(dataloader)
         dataloader['sampler'] = dict(type=undivided, inner=dataloader['sampler'])
         dataloader['batch_sampler'] = dict(
             type=add_draws,

@@ -20,7 +20,7 @@ log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 load_from = None
 resume = False
+skip_bad_samples = 0  # different ones that are left out and told; with 0, the first ends the run
 randomness = dict(seed=None, deterministic=False)
 hang_timeout = 600  # seconds without an iteration after which a run is ended, with the stacks of its threads; 0: never
 skip_nonfinite_losses = 0  # iterations that may be skipped because their loss is NaN or infinite, before the run ends
-skip_bad_samples = 0  # samples that may be left out because their files are damaged
