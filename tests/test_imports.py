@@ -13,7 +13,7 @@ LAYERS = [
     ['version'],
     ['arch', 'errors'],
     ['registry', 'ops'],
-    ['convert'],
+    ['convert', 'untrusted'],
     ['weights'],
     ['models'],
     ['complexity'],
@@ -23,7 +23,7 @@ LAYERS = [
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
-TORCH_ONLY = {'ops', 'arch', 'version', 'errors', 'convert', 'weights'}
+TORCH_ONLY = {'ops', 'arch', 'version', 'errors', 'convert', 'untrusted', 'weights'}
 
 
 def part_of(path):
