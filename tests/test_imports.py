@@ -23,7 +23,7 @@ LAYERS = [
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
-TORCH_ONLY = {'ops', 'arch', 'version', 'errors', 'convert', 'untrusted', 'weights'}
+TORCH_ONLY = {'ops', 'arch', 'version', 'errors', 'convert', 'weights'}
 
 
 def part_of(path):

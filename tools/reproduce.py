@@ -35,7 +35,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     args.tools = Path(__file__).resolve().parent
-    cli.call('dat_mm.commands.reproduce.reproduce', args)
+    cli.call('dat_mm.commands.reproduce', args)
 
 
 if __name__ == '__main__':

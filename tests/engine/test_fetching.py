@@ -53,7 +53,7 @@ def fetched(dataset, allowed=0, workers=0, epochs=1):
 
 
 def batches_of(loader):
-    """The batches of a loader, whose workers are ended at once: after an error torch would wait five seconds for each."""
+    """The batches of a loader. Its workers are ended at once: after an error torch waits for each five seconds."""
     batches = iter(loader)
     try:
         yield from batches

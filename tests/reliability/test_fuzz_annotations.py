@@ -53,10 +53,10 @@ def nest(rng, text):
 
 def places(node, found):
     """Lists (container, key) of every value inside a file."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
         found.append((node, key))
-        if isinstance(value, dict | list):
-            places(value, found)
+        places(value, found)
     return found
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -110,6 +111,7 @@ def test_a_tool_is_its_arguments_and_one_call(tool, monkeypatch):
         ('test', ['none.py', 'none.pth']),
         ('infer', ['none.jpg', 'none.py', 'none.pth']),
         ('browse_data', ['none.py']),
+        ('check_data', ['none.py']),
         ('analyze', ['none']),
     ],
 )
@@ -118,6 +120,21 @@ def test_what_is_missing_is_told_in_one_line(tool, arguments):
         run(tool, *arguments)
     assert caught.value.code.startswith('error: none')
     assert '\n' not in caught.value.code
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_check_data_exits_with_1_where_data_is_bad(scope, tiny_config, tiny_data, tmp_path, capsys):
+    config, root = tiny_config(scope), tmp_path / 'data'
+    shutil.copytree(tiny_data, root)
+    config.write_text(config.read_text().replace(str(tiny_data), str(root)))
+    run('check_data', config, '--workers', 1)
+    assert 'no faults in 6 samples' in capsys.readouterr().out
+    image = root / ('folders/dark/2.png' if scope == 'mmpretrain' else 'images/2.png')
+    image.write_bytes(image.read_bytes()[:3000])
+    with pytest.raises(SystemExit) as caught:
+        run('check_data', config, '--workers', 1)
+    assert caught.value.code == 1
+    assert f'{image}: is corrupt or cut off' in capsys.readouterr().out
 
 
 @pytest.mark.slow
