@@ -10,10 +10,10 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from .untrusted import Refused, read
+from .untrusted import Refused, clean, read
 
 
-def _local(source: str | os.PathLike) -> Path:
+def local_path(source: str | os.PathLike) -> Path:
     """The path of a weights file. A URL is downloaded once, into the folder of torch's own downloads."""
     url = urlparse(str(source))
     if url.scheme not in ('http', 'https'):
@@ -30,25 +30,21 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
 
     Nothing in the file is run. A file that names anything but tensors and containers is refused.
     """
-    path = _local(source)
-    if not path.exists():
-        raise FileNotFoundError(f'{source}: no such file')
-    try:
-        content = read(path)
-    except Refused as error:
-        raise ValueError(f'{source} is refused: {error}') from None
-    except ValueError as error:
-        raise ValueError(f'{source} is not a checkpoint: {error}') from error
+    content = read(local_path(source), mapped=False)
     if isinstance(content, Mapping):
         content = next(
             (content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)),
             content,
         )
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f'{source} holds a {type(content).__name__} and no weights')
-    other = [f'{key} ({type(value).__name__})' for key, value in content.items() if not isinstance(value, Tensor)]
+        raise Refused(f'{source} holds a {type(content).__name__} and no weights')
+    other = [
+        f'{clean(key)} ({type(value).__name__})'
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     if other:
-        raise ValueError(f'{source} holds {len(other)} entries that are not tensors: {", ".join(other[:5])}')
+        raise Refused(f'{source} holds {len(other)} entries that are not tensors: {", ".join(other[:5])}')
     return {key.removeprefix('module.'): value for key, value in content.items()}
 
 

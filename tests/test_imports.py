@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = [
     ['version'],
     ['arch', 'errors'],
-    ['registry', 'ops'],
-    ['convert', 'untrusted'],
+    ['registry', 'ops', 'untrusted'],
+    ['convert'],
     ['weights'],
     ['models'],
     ['complexity'],
@@ -23,7 +23,7 @@ LAYERS = [
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
-TORCH_ONLY = {'ops', 'arch', 'version', 'errors', 'convert', 'weights'}
+TORCH_ONLY = {'ops', 'untrusted', 'arch', 'version', 'errors', 'convert', 'weights'}
 
 
 def part_of(path):

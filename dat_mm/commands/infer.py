@@ -159,18 +159,13 @@ def open_loadable(checkpoint, folder) -> tuple[Path, dict]:
 
     One of the authors is converted into a file in `folder`. Only such a file is read whole here.
     """
-    try:
-        content = open_checkpoint(checkpoint)
-        official = is_official(content.get('state_dict') or content.get('model') or content)
-        refused = None
-    except UserError as error:  # the authors' files may hold a config of theirs, which read_state_dict passes over
-        official, refused = True, error
-    if not official:
+    content = open_checkpoint(checkpoint)
+    if not is_official(next((content[key] for key in ('state_dict', 'model') if key in content), content)):
         return Path(checkpoint), content
     try:
         weights = convert(read_state_dict(checkpoint))
-    except (OSError, ValueError) as error:
-        raise refused or UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
     path = Path(folder, f'{Path(checkpoint).stem}.pth')
     write_state_dict(weights, path)
     return path, open_checkpoint(path)

@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 
+from ..engine.checkpoints import read_safely
 from ..engine.memory import keep_freed_memory
 from ..errors import UserError
 from .checks import check_data, check_weights
@@ -39,6 +40,7 @@ def prepare(
     """
     if get_device() == 'cpu':  # before anything large is made
         keep_freed_memory()
+    read_safely()  # before anything that loads weights is built
     # options, data_root among them, before all other changes: every step below reads what they change
     cfg = load_config(config, cfg_options)
     # whatever is built from the config is looked up in the registries of its toolbox

@@ -4,63 +4,88 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_local_path
 
 from ..convert import current_key
 from ..errors import UserError
-from ..untrusted import Refused, is_whole, read
-from ..weights import written_whole
+from ..untrusted import HISTORY, Refused, is_whole, read
+from ..weights import local_path, written_whole
 
 INTERRUPTED = 'interrupted.pth'  # what a run writes that is asked to stop
 
 
+# this disk, the net, and object stores as mmengine writes them
+_PREFIXES = ('', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
+
+
 def read_safely() -> None:
-    """Has mmengine read every checkpoint on this disk as `untrusted.read` does, whoever asks it to.
+    """Has mmengine read every checkpoint as `open_checkpoint` does, whoever asks it to.
 
     By itself it runs what is in a file with torch < 2.6, and refuses its own training checkpoints with later ones.
+    OneDL's mmengine reads a file that torch refuses once more, and then runs what is in it.
     """
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    CheckpointLoader.register_scheme(prefixes='', loader=_loader, force=True)
+    CheckpointLoader.register_scheme(prefixes=_PREFIXES, loader=_loader, force=True)
 
 
 def _loader(filename, map_location=None, **_):
-    return _moved(open_checkpoint(filename), map_location if isinstance(map_location, (str, torch.device)) else 'cpu')
+    device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
+    if filename.startswith(('http://', 'https://')):
+        if get_rank() == 0:
+            local_path(filename)
+        barrier()
+        filename = str(local_path(filename))
+    if '://' not in filename:
+        return open_checkpoint(Path(filename).expanduser(), mapped=False, device=device)
+    with get_local_path(filename) as path:
+        return open_checkpoint(path, mapped=False, device=device)
 
 
-def _moved(content, place):
-    """Copies tensors from the file into memory."""
-    if isinstance(content, torch.Tensor):
-        return content.to(place, copy=True)
-    if isinstance(content, (dict, list, tuple)):
-        values = [_moved(value, place) for value in (content.values() if isinstance(content, dict) else content)]
-        return type(content)(zip(content, values, strict=True) if isinstance(content, dict) else values)
-    return content
+def _fill_history(history, state) -> None:
+    """Puts the two series of numbers into a HistoryBuffer, one of mmengine's logs. It has its statistics already."""
+    series = [state.get(key) for key in ('_log_history', '_count_history')]
+    if not all(isinstance(values, np.ndarray) and values.ndim == 1 for values in series):
+        raise Refused('it has a malformed HistoryBuffer')
+    history._log_history, history._count_history = series
+    history.max_length = int(state.get('max_length', history.max_length))
 
 
-def open_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint, whose tensors stay on disk until they are used. A bad file is a UserError of one line."""
-    if not Path(path).exists():
-        raise UserError(f'{path}: no such checkpoint')
+def open_checkpoint(path: str | Path, *, mapped: bool = True, device='cpu') -> dict:
+    """Reads a checkpoint with mmengine's logs. A bad file is a UserError of one line.
+
+    Its tensors stay on the disk until they are used; without `mapped`, they are put on `device`.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    objects = {HISTORY: (HistoryBuffer, _fill_history)}
     try:
-        content = read(path)
-    except Refused as error:
-        raise UserError(f'{path} is refused: {error}') from error
-    except ValueError as error:
-        raise UserError(f'{path} is no checkpoint: {error}') from error
+        content = read(path, mapped=mapped, device=device, objects=objects)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such checkpoint') from None
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__} and no weights')
+    if isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)  # mmengine runs this text as Python when it resumes
     return content
 
 
 def read_meta(path: str | Path) -> dict:
     """Reads what a checkpoint to resume says of its run, such as iteration, epoch and seed."""
     content = open_checkpoint(path)
-    if not isinstance(content.get('meta'), dict) or 'iter' not in content['meta'] or 'optimizer' not in content:
+    meta = content.get('meta')
+    if not isinstance(meta, dict) or 'iter' not in meta or 'optimizer' not in content:
         raise UserError(
             f'{path} holds no state of training to resume; to start from its weights: --cfg-options load_from={path}'
         )
-    return content['meta']
+    for key in ('iter', 'epoch', 'seed', 'total_batch', 'group'):
+        value = meta.get(key)
+        if not (type(value) is int and value >= 0) and not (value is None and key not in ('iter', 'epoch')):
+            raise UserError(f'{path} is refused: {key} in its meta is not a number from 0 on')
+    return meta
 
 
 def check_fit(model, content: dict, path: str | Path) -> None:
@@ -82,8 +107,9 @@ def _whole_checkpoints(work_dir: str | Path, warn=None) -> Iterator[Path]:
     found = [path for pattern in ('epoch_*.pth', 'iter_*.pth', INTERRUPTED) for path in folder.glob(pattern)]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     try:
-        noted = Path((folder / 'last_checkpoint').read_text().strip())
-    except (OSError, ValueError):  # not there, or not text
+        note = folder / 'last_checkpoint'
+        noted = Path(note.read_text().strip()) if note.is_file() else None
+    except (OSError, ValueError):  # unreadable, or not text
         noted = None
     if noted and noted.name:
         # the second place: the folder was moved

@@ -2,7 +2,8 @@
 """Checkpoints are written whole, and one that is not whole is recognised."""
 
 import os
-from collections import deque
+import pickle
+from collections import Counter, OrderedDict, deque
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ import torch
 pytest.importorskip('mmengine')
 
 from dat_mm.engine.checkpoint_hook import CheckpointHook
-from dat_mm.engine.checkpoints import INTERRUPTED, is_whole, latest_checkpoint, note_last
+from dat_mm.engine.checkpoints import (
+    INTERRUPTED,
+    is_whole,
+    latest_checkpoint,
+    note_last,
+    open_checkpoint,
+    read_meta,
+    read_safely,
+)
+from dat_mm.errors import UserError
 from dat_mm.weights import written_whole
 
 
@@ -126,3 +136,109 @@ def test_only_the_first_process_gives_a_file_its_name(monkeypatch, tmp_path):
         monkeypatch.setattr(module, 'is_main_process', lambda main=main: main)
         runner.save_checkpoint(str(tmp_path), 'a.pth')
         assert (tmp_path / 'a.pth').exists() == main
+
+
+def training(**meta):
+    model = OrderedDict(w=torch.ones(2))
+    model._metadata = OrderedDict({'': {'version': 2}})
+    return {'state_dict': model, 'optimizer': {}, 'meta': {'iter': 4, 'epoch': 1, 'seed': 3, **meta}}
+
+
+@pytest.fixture
+def mmengine_loads(monkeypatch):
+    """How mmengine, and each toolbox on it, reads a checkpoint, once a Runner or a command was made."""
+    from mmengine.runner import CheckpointLoader
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    read_safely()
+    return CheckpointLoader.load_checkpoint
+
+
+class Code:
+    """Makes the file RAN in the folder where it is read as a pickle."""
+
+    def __reduce__(self):
+        return os.system, ('touch RAN',)
+
+
+@pytest.mark.parametrize('place', ['state_dict', 'meta', 'optimizer', 'message_hub'])
+@pytest.mark.parametrize('address', ['a.pth', 'http://host/a.pth', 'https://host/a.pth', 's3://host/a.pth'])
+def test_mmengine_runs_nothing_wherever_a_file_comes_from(address, place, mmengine_loads, tmp_path, monkeypatch):
+    from mmengine.fileio import LocalBackend, io
+
+    class Store(LocalBackend):
+        """An object store that has its files in the current folder."""
+
+        def get_local_path(self, filepath):
+            return super().get_local_path(filepath.rpartition('/')[2])
+
+    monkeypatch.setitem(io.prefix_to_backends, 's3', Store)
+    monkeypatch.setattr(io, 'backend_instances', {})
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path: os.link('a.pth', path))
+    monkeypatch.chdir(tmp_path)
+    content = training()
+    torch.save(content, 'a.pth')
+    assert torch.equal(mmengine_loads(address)['state_dict']['w'], torch.ones(2))
+    for path in tmp_path.rglob('a.pth'):
+        path.unlink()
+    content.setdefault(place, {})['x'] = Code()
+    torch.save(content, 'a.pth')
+    with pytest.raises(UserError, match=r'is refused: it names (posix|nt)\.system, which could run code'):
+        mmengine_loads(address)
+    assert not (tmp_path / 'RAN').exists()
+
+
+def test_mmengine_gets_no_program_in_the_text_of_a_config(mmengine_loads, tmp_path):
+    """Runner.resume runs the text that old checkpoints have there, to look up a number of GPUs in it."""
+    torch.save(training(config='import os; os.system("touch RAN")', cfg='x = 1'), tmp_path / 'a.pth')
+    meta = mmengine_loads(str(tmp_path / 'a.pth'))['meta']
+    assert 'config' not in meta and meta['cfg'] == 'x = 1'
+
+
+def test_what_mmengine_gets_is_what_was_saved(mmengine_loads, tmp_path):
+    """The milestones of a schedule are a Counter, the versions of modules an attribute, and tied weights are one."""
+    content = training()
+    content['state_dict']['tied'] = content['state_dict']['w']
+    content['param_schedulers'] = [{'milestones': Counter([8, 11, 11])}]
+    torch.save(content, tmp_path / 'a.pth')
+    found = mmengine_loads(str(tmp_path / 'a.pth'), map_location='cpu')
+    assert found['param_schedulers'] == content['param_schedulers']
+    assert type(found['param_schedulers'][0]['milestones']) is Counter
+    assert found['state_dict']._metadata == {'': {'version': 2}}
+    found['state_dict']['w'][0] = 5
+    assert found['state_dict']['tied'][0] == 5
+    assert torch.equal(open_checkpoint(tmp_path / 'a.pth')['state_dict']['w'], torch.ones(2))
+
+
+def test_the_statistics_of_logs_are_those_of_mmengine(tmp_path):
+    """A HistoryBuffer is saved with its methods, and would put those of a file into its class."""
+    from mmengine.logging import HistoryBuffer
+
+    log, own = HistoryBuffer(), dict(HistoryBuffer._statistics_methods)
+    log.update(0.5)
+    torch.save({'log': log}, tmp_path / 'a.pth')
+    log._statistics_methods = {'mean': torch.float32}
+    torch.save({'log': log}, tmp_path / 'b.pth')
+    for name in 'ab':
+        found = open_checkpoint(tmp_path / f'{name}.pth')['log']
+        assert type(found) is HistoryBuffer and found.statistics('mean') == 0.5
+    assert HistoryBuffer._statistics_methods == own
+    found.update(1.5)
+    assert pickle.loads(pickle.dumps(found)).statistics('mean') == 1.0
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('iter', '4'), ('iter', -1), ('epoch', None), ('seed', [0]), ('group', 2.5), ('total_batch', {})]
+)
+def test_the_numbers_of_a_training_are_numbers(key, value, tmp_path):
+    torch.save(training(**{key: value}), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=f'is refused: {key} in its meta is not a number'):
+        read_meta(tmp_path / 'a.pth')
+
+
+def test_what_only_looks_like_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'epoch_9.pth')
+    os.mkfifo(tmp_path / 'last_checkpoint')
+    path = write(tmp_path, 'epoch_1.pth', 1)
+    assert latest_checkpoint(tmp_path) == path
