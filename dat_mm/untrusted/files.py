@@ -151,7 +151,7 @@ def _read(path, mapped, device, objects):
         elif start == _LEGACY:
             content = _read_legacy(file, size, allowance, objects)
         else:
-            raise ValueError('torch.save writes no file that begins so')
+            raise Refused('it is not a checkpoint, torch.save writes no file that begins so')
         check_tree(content, allowance, leaves=[type(make()) for make, _ in (objects or {}).values()])
         return content
 
@@ -172,8 +172,7 @@ def read(path: str | os.PathLike, *, mapped: bool = True, device='cpu', objects=
     except OSError as error:
         raise Refused(f'{path} cannot be read: {error.strerror or error}') from error
     except _BAD as error:
-        reason = next(iter(str(error).splitlines()), '') or type(error).__name__
-        raise Refused(f'{path} is not a checkpoint: {clean(reason)}') from error
+        raise Refused(f'{path} is not a checkpoint: its content makes no sense, {clean(repr(error))}') from error
 
 
 def is_whole(path: str | os.PathLike) -> bool:

@@ -18,7 +18,8 @@ from dat_mm.untrusted import Refused, is_whole
 from dat_mm.weights import read_state_dict
 
 READERS = (open_checkpoint, read_meta, is_whole, read_state_dict)
-EVENTS = ('os.system', 'os.exec', 'os.fork', 'subprocess.Popen', 'socket.connect', 'os.remove', 'shutil.rmtree')
+EVENTS = ('exec', 'pickle.find_class', 'os.system', 'os.exec', 'os.fork', 'subprocess.Popen', 'socket.connect')
+EVENTS += ('os.remove', 'shutil.rmtree')
 OPCODES = b'(.0123BCFIJKLMNPQRSTUVXbcdeghijlopqrstuq\x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x8e\x93'
 
 
@@ -54,7 +55,7 @@ def bases(folder: Path) -> list[Path]:
 def changed(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """One of many changes: bytes, opcodes, cuts, parts twice or of another file, numbers that are too large."""
     data = bytearray(data)
-    kind = rng.randrange(7)
+    kind = rng.randrange(9)
     spots = [rng.randrange(len(data)) for _ in range(rng.choice((1, 1, 3, 20)))]
     if kind == 0:
         for at in spots:
@@ -72,8 +73,17 @@ def changed(data: bytes, other: bytes, rng: random.Random) -> bytes:
     elif kind == 5:
         for at in spots:
             data[at : at + 4] = rng.choice((b'\xff\xff\xff\x7f', b'\xff\xff\xff\xff', b'\0\0\0\0', b'\0\0\0\x80'))
-    else:
+    elif kind == 6:
         data[spots[0] : spots[0]] = data[: rng.randrange(1, 300)]
+    elif kind == 7:  # within the directory of a zip file, which lies at the end
+        for at in spots:
+            data[-1 - at % min(1500, len(data))] = rng.choice((0, 1, 8, 0x7F, 0xFF))
+    else:  # parts of the pickle in another order
+        start, length = spots[0] % 2000, rng.randrange(1, 60)
+        moved = data[start : start + length]
+        del data[start : start + length]
+        at = rng.randrange(min(2000, len(data) + 1))
+        data[at:at] = moved
     return bytes(data)
 
 
@@ -87,6 +97,8 @@ def main(folder: Path, first: int, count: int) -> None:
 
     files = bases(folder)
     contents = [path.read_bytes() for path in files]
+    for path in files:  # whatever is imported for it is imported now
+        open_loadable(path, folder)
     path_of = {path: folder / f'changed{path.suffix}' for path in files}
     sys.addaudithook(audit)
     for seed in range(first, first + count):
