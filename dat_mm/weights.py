@@ -30,7 +30,7 @@ def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
 
     Nothing in the file is run. A file that names anything but tensors and containers is refused.
     """
-    content = read(local_path(source), mapped=False)
+    content = read(local_path(source))
     if isinstance(content, Mapping):
         content = next(
             (content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)),

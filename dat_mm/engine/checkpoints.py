@@ -68,8 +68,14 @@ def open_checkpoint(path: str | Path, *, mapped: bool = True, device='cpu') -> d
         raise UserError(f'{path}: no such checkpoint') from None
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__} and no weights')
-    if isinstance(content.get('meta'), dict):
-        content['meta'].pop('config', None)  # mmengine runs this text as Python when it resumes
+    meta = content.get('meta', {})
+    parts = {'meta': meta, 'state_dict': content.get('state_dict', content)}
+    if isinstance(meta, dict):
+        meta.pop('config', None)  # mmengine runs this text as Python when it resumes
+        parts['dataset_meta'] = meta.get('dataset_meta', {})
+    for name, part in parts.items():
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            raise UserError(f'{path} is refused: its {name} is no dict with names as keys')
     return content
 
 

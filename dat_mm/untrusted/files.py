@@ -19,6 +19,7 @@ from .pickles import Unpickler
 # the first two pickles of the format before the zip: a number that marks it, and its version
 _LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.'
 _ALIGNED = 64  # bytes to which torch.save aligns storages
+_HEADER = 32  # bytes that a byte in the header of safetensors may become
 _BAD = (
     ArithmeticError,
     AssertionError,
@@ -86,6 +87,7 @@ def _read_zip(file, size, allowance, objects, mapped, device):
     if f'{root}byteorder' in parts and read(f'{root}byteorder') != sys.byteorder.encode():
         raise Refused('its numbers have another byte order')
     storages = _Zipped(file, size, parts, root, mapped, device)
+    allowance.spend(parts[f'{root}data.pkl'].size)
     pickled = read(f'{root}data.pkl')
     return Unpickler(io.BytesIO(pickled), len(pickled), allowance, storages, objects).load()
 
@@ -130,10 +132,11 @@ def _read_legacy(file, size, allowance, objects):
     return content
 
 
-def _read_safetensors(path):
+def _read_safetensors(path, file, allowance):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    allowance.spend(_HEADER * int.from_bytes(file.read(8), 'little'))
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -142,9 +145,9 @@ def _read_safetensors(path):
 
 def _read(path, mapped, device, objects):
     with _opened(path) as (file, size):
-        if path.suffix == '.safetensors':
-            return _read_safetensors(path)
         allowance = Allowance(size)
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path, file, allowance)
         start = file.read(len(_LEGACY))
         if start.startswith(START):
             content = _read_zip(file, size, allowance, objects, mapped, device)

@@ -75,9 +75,9 @@ class Unpickler:
         self.stack = []
 
     def text(self) -> None:
-        found = self.take(self.number('<I', 4))
-        self.allowance.spend(len(found))
-        self.push(str(found, 'utf-8', 'surrogatepass'))
+        found = str(self.take(self.number('<I', 4)), 'utf-8', 'surrogatepass')
+        self.allowance.spend(found.__sizeof__())
+        self.push(found)
 
     def old_text(self) -> None:
         """A string of Python 2, which is text unless it cannot be."""

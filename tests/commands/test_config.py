@@ -156,7 +156,7 @@ def test_checkpoints_of_mmengine_are_read_and_others_refused(tmp_path):
 
     for name, content in {'code': checkpoint(x=Code()), 'attribute': checkpoint(x=Attribute())}.items():
         torch.save(content, tmp_path / f'{name}.pth')
-        with pytest.raises(UserError, match=r'is refused|is not a checkpoint'):
+        with pytest.raises(UserError, match=r'is refused'):
             open_checkpoint(tmp_path / f'{name}.pth')
     torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
     with pytest.raises(UserError, match='no state of training'):

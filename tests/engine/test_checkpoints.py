@@ -242,3 +242,19 @@ def test_what_only_looks_like_a_checkpoint_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'last_checkpoint')
     path = write(tmp_path, 'epoch_1.pth', 1)
     assert latest_checkpoint(tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('meta', {'meta': 3}),
+        ('state_dict', {'state_dict': [torch.ones(1)]}),
+        ('state_dict', {'state_dict': {1: torch.ones(1)}}),
+        ('state_dict', {1: torch.ones(1)}),
+        ('dataset_meta', {'meta': {'dataset_meta': ['x']}}),
+    ],
+)
+def test_what_the_toolboxes_look_into_is_what_they_expect(name, content, tmp_path):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=f'a.pth is refused: its {name} is no dict with names as keys'):
+        open_checkpoint(tmp_path / 'a.pth')
