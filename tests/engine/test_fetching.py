@@ -319,6 +319,7 @@ def test_a_bad_sample_ends_a_validation(spoiled, tmp_path):
 @pytest.mark.slow
 def test_each_process_that_meets_a_bad_sample_names_it(spoiled, tmp_path):
     config, _, path = spoiled('mmpretrain')
-    done = run(config, tmp_path / 'work', '--no-validate', processes=2)
+    each = 'train_dataloader.batch_size=3'  # of six samples, so that one process meets it
+    done = run(config, tmp_path / 'work', '--no-validate', '--cfg-options', each, processes=2)
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count(f'error: {path}: is corrupt or cut off') == 1
