@@ -29,15 +29,20 @@ def _version(package):
         return None
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def describe_machine(device: str, threads: int | None) -> dict:
     """Lists processor, memory and versions, and nothing that names the host or a path."""
     import torch
 
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     machine = dict(
-        processor=names[0] if names else platform.processor() or platform.machine(),
+        processor=processor(),
         cores=os.cpu_count(),
         threads=threads or torch.get_num_threads(),
         memory_gb=round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),

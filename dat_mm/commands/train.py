@@ -98,9 +98,8 @@ def _train_by_strategy(cfg):
     from mmengine.runner._flexible_runner import FlexibleRunner
 
     from ..engine import sharding  # noqa: F401  (registers it)
-    from ..engine.checkpoints import latest_checkpoint, read_safely
+    from ..engine.checkpoints import latest_checkpoint
 
-    read_safely()
     cfg.setdefault('env_cfg', {})  # which this runner cannot do without
     if cfg.get('resume') and not cfg.get('load_from'):
         last = latest_checkpoint(cfg.work_dir)

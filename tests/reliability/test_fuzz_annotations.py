@@ -10,13 +10,14 @@ import pytest
 pytest.importorskip('mmdet')
 
 from mmengine.registry import DefaultScope
+from reliability.conftest import long_version
 
 from dat_mm.datasets import write_mini_coco
 from dat_mm.datasets.faults import coco_faults, image_faults
 from dat_mm.engine.fetching import build_dataset, fetch_by_draw
 from dat_mm.errors import UserError
 
-COUNT = 500 if os.environ.get('RELIABILITY') == 'full' else 60
+COUNT = 500 if long_version() else 60
 VALUES = (
     *(None, True, '', 'x', '\ud800', 'a\0b', [], [[]], {}, {'a': []}, [None], [1, [2, [3]]]),
     *(0, -1, 1e308, -1e308, 1e-320, 10**12, 10**400, float('nan'), float('inf'), -float('inf'), 0.5),

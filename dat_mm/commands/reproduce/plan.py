@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from ...datasets.survey import leaf_datasets
 from ...errors import UserError
 from .runs import Run, hardware
 
@@ -44,15 +45,14 @@ def length_of(cfg, size: int) -> Length:
     return Length(iterations, batch, max(total // batch, 1))
 
 
-def _innermost(dataset):
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
+def _kind(cfg) -> str:
+    """The type of the training data, without the wrappers around it."""
+    return next(leaf_datasets(cfg.train_dataloader.dataset)).type.split('.')[-1]
 
 
 def training_images(cfg) -> int:
     """The number of training images: that of the real data set where it is known, or else of the one that is there."""
-    kind = _innermost(cfg.train_dataloader.dataset).type.split('.')[-1]
+    kind = _kind(cfg)
     if kind in REAL:
         return REAL[kind][2]
     from mmengine.registry import DATASETS
@@ -69,7 +69,7 @@ def _data(cfg, folder: Path) -> list[str]:
         check_data(cfg, ('train',))
         return []
     except UserError:
-        kind = _innermost(cfg.train_dataloader.dataset).type.split('.')[-1]
+        kind = _kind(cfg)
         if kind not in REAL:
             raise
         name, inner, _ = REAL[kind]
@@ -77,13 +77,13 @@ def _data(cfg, folder: Path) -> list[str]:
         return [f'data_root={root / inner}']
 
 
-def step_time(run: Run, cfg, folder: Path, on_line) -> tuple[float, int | None]:
-    """Measures the seconds of an iteration of one process, and its memory in MB on a GPU: the training is begun."""
+def step_time(run: Run, cfg, folder: Path, on_line) -> float:
+    """Measures the seconds of an iteration of one process: the training is begun."""
     options = [*run.how.cfg_options, *run.how.train_options, *_data(cfg, folder)]
     settings = ['default_hooks.logger.interval=1', 'log_processor.window_size=1', 'train_dataloader.num_workers=2']
     arguments = ['--work-dir', folder / 'work', '--no-validate', '--cfg-options', *options, *settings]
     command = [*run.how.command('train', run.row.config, *arguments)]
-    times, memory, last, start = [], None, '', time.monotonic()
+    times, last, start = [], '', time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', stdin=subprocess.DEVNULL
     )
@@ -93,8 +93,6 @@ def step_time(run: Run, cfg, folder: Path, on_line) -> tuple[float, int | None]:
             match = TIME.search(line)
             if match:
                 times.append(float(match.group(1)))
-                found = re.search(r'memory: (\d+)', line)
-                memory = int(found.group(1)) if found else memory
                 on_line(f'{run.row.name}: iteration {len(times)}, {times[-1]:.2f} s')
             enough = len(times) >= WARM_UP + TIMED
             if enough or (len(times) > 1 and time.monotonic() - start > PATIENCE):
@@ -105,7 +103,7 @@ def step_time(run: Run, cfg, folder: Path, on_line) -> tuple[float, int | None]:
         process.kill()
         process.wait()
         process.stdout.close()
-    return median(times[min(WARM_UP, len(times) - 1) :]), memory
+    return median(times[min(WARM_UP, len(times) - 1) :])
 
 
 def show(work) -> None:
@@ -135,11 +133,10 @@ def show(work) -> None:
             if key not in seen:
                 place = Path(tempfile.mkdtemp(dir=folder))
                 seen[key] = step_time(training[0], cfg, place, work.screen.now)
-            seconds, _ = seen[key]
-            hours = len(training) * length.iterations * seconds * length.processes / 3600
+            hours = len(training) * length.iterations * seen[key] * length.processes / 3600
             total += hours
             lines.append(
-                f'{row.name:58} {len(training):4} {length.iterations:10} {length.images:11} {seconds:11.3f} '
+                f'{row.name:58} {len(training):4} {length.iterations:10} {length.images:11} {seen[key]:11.3f} '
                 f'{length.processes:9} {hours:9.2f}'
             )
     unit = 'hours of a process' if 'CPU' in hardware() else 'GPU-hours'

@@ -6,13 +6,14 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...engine.stopping import REQUEUE
 from ...errors import UserError
 from ..screen import Screen, bar
 from . import plan as plans
 from . import submit as submits
 from . import table, weights
 from .rows import Row, read_rows, with_pretraining
-from .runs import PROGRESS, REQUEUE, How, Run, Stopped
+from .runs import PROGRESS, How, Run, Stopped
 
 
 def seeds_of(text: str) -> list[int]:

@@ -3,7 +3,6 @@
 
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -14,12 +13,13 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from ...benchmark.benchmark import processor
+from ...engine.stopping import REQUEUE
 from ...errors import UserError
 from ...weights import written_whole
 from ..steps import Failed, run_all
 from .rows import Row, named
 
-REQUEUE = 75  # the exit code of a training that was asked to stop and wants to go on
 PROGRESS = re.compile(r'(?:Epoch|Iter)\((train|val|test)\)\s+(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?eta: (\S+))?')
 
 
@@ -57,12 +57,7 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.is_file():
-        names = re.findall(r'model name\s*:\s*(.+)', info.read_text())
-        model = names[0].strip() if names else model
-    return f'CPU, {torch.get_num_threads()} threads: {model}'
+    return f'CPU, {torch.get_num_threads()} threads: {processor()}'
 
 
 def commit(folder: Path) -> str:
