@@ -9,6 +9,7 @@ import torch
 from mmengine.registry import MODELS, VISUALIZERS
 from mmengine.runner import Runner, set_random_seed
 
+from ..datasets.survey import leaf_datasets
 from ..errors import UserError
 from .prepare import prepare
 
@@ -25,9 +26,7 @@ def to_picture(image, preprocessor) -> np.ndarray:
 
 def annotates_the_original(loader_cfg) -> bool:
     """Says whether the pipeline resizes the image before it loads annotations, which then fit the original image."""
-    dataset = loader_cfg.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    dataset = next(leaf_datasets(loader_cfg.dataset))
     steps = [str(step['type']) for step in dataset.get('pipeline', [])]
     loads = [i for i, step in enumerate(steps) if step.endswith('LoadAnnotations')]
     return bool(loads) and any('Resize' in step for step in steps[: loads[0]])

@@ -8,6 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
 
+from ..datasets.survey import leaf_datasets
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..engine.processes import leave_group
 from ..errors import UserError
@@ -25,11 +26,9 @@ FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'fl
 
 def set_test_time_augmentation(cfg) -> None:
     """Tests with the `tta_model` and `tta_pipeline` of the config, or else on the image and its mirror image."""
-    scope, dataset = cfg.default_scope, cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    scope, datasets = cfg.default_scope, [*leaf_datasets(cfg.test_dataloader.dataset)]
     if 'tta_pipeline' not in cfg:
-        *transforms, pack = deepcopy(dataset.pipeline)
+        *transforms, pack = deepcopy(datasets[0].pipeline)
         if scope == 'mmdet':
             pack.meta_keys = FLIP_KEYS
         flips = [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)]
@@ -39,7 +38,8 @@ def set_test_time_augmentation(cfg) -> None:
         branches = [flips, *([step] for step in load), [pack]]
         cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=branches)]
     cfg.model = ConfigDict(**(cfg.get('tta_model') or TTA_MODELS[scope]), module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def set_drawing(cfg, show: bool, show_dir, wait_time: float, interval: int) -> None:

@@ -118,8 +118,8 @@ class Draws(Sampler):
 
 def undivided(dataset, seed: int, inner: dict):
     """Builds the sampler of the config `inner` so that it gives every process the samples of all."""
-    kind = DATA_SAMPLERS.get(inner['type']) if isinstance(inner['type'], str) else inner['type']
-    with ExitStack() as alone:
+    with ExitStack() as alone, DATA_SAMPLERS.switch_scope_and_registry(None) as registry:  # that of the default scope
+        kind = registry.get(inner['type']) if isinstance(inner['type'], str) else inner['type']
         for module in {sys.modules[parent.__module__] for parent in getattr(kind, '__mro__', ())}:
             if hasattr(module, 'get_dist_info'):  # what the samplers of OpenMMLab divide by
                 alone.enter_context(mock.patch.object(module, 'get_dist_info', lambda group=None: (0, 1)))

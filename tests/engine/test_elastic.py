@@ -6,8 +6,8 @@ import torch
 
 pytest.importorskip('mmengine')
 
-from engine.test_stopping import run, write_sender
-from run_logs import log_text, losses
+from engine.test_stopping import SENDER, write_sender
+from runs import log_text, losses, run
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
@@ -42,11 +42,11 @@ SETTINGS = {
 
 
 def prepared(config, scope, tmp_path):
-    write_sender(config, SETTINGS[scope])
-    (config.parent / 'plugins/sender.py').open('a').write(WITNESS)
-    with config.open('a') as text:
-        text.write(f"custom_hooks.append(dict(type='Witness', file='{tmp_path}/seen.jsonl'))\n")
-        text.write("default_hooks['checkpoint'].update(by_epoch=False, interval=100)\n")
+    extra = (
+        f"{SETTINGS[scope]}custom_hooks.append(dict(type='Witness', file='{tmp_path}/seen.jsonl'))\n"
+        "default_hooks['checkpoint'].update(by_epoch=False, interval=100)\n"
+    )
+    write_sender(config, extra, SENDER + WITNESS)
     return config
 
 

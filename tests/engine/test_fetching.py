@@ -13,10 +13,9 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-from engine.test_stopping import run
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from run_logs import log_text, losses
+from runs import log_text, losses, run
 
 from dat_mm.commands.prepare import import_toolbox
 from dat_mm.engine import fetching

@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip('mmengine')
 
-from engine.test_stopping import ROOT, SCOPES, run
+from engine.test_stopping import SCOPES
 from engine.toy_run import train
-from run_logs import log_text
+from runs import ROOT, add_plugin, log_text, run
 
 from dat_mm.engine.checkpoints import last_good_checkpoint, latest_checkpoint
 from dat_mm.errors import UserError
@@ -152,10 +152,7 @@ def test_all_processes_skip_together(counts, poisoned, tmp_path):
 @pytest.mark.parametrize('scope', SCOPES)
 def test_toolboxes_name_the_images(scope, tiny_config, tmp_path):
     config = tiny_config(scope)
-    (config.parent / 'plugins').mkdir()
-    (config.parent / 'plugins/poison.py').write_text(POISON)
-    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'poison']")
-    config.write_text(f"{text}\ncustom_hooks = [dict(type='Poison', at=[3, 4])]\n")
+    add_plugin(config, POISON, "custom_hooks = [dict(type='Poison', at=[3, 4])]\n")
     options = ('--no-validate', '--cfg-options')
     ended = run(config, tmp_path / 'ended', *options, 'skip_nonfinite_losses=1')
     assert ended.returncode == 1

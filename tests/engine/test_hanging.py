@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip('mmengine')
 
-from engine.test_stopping import run
-from run_logs import log_text
+from runs import add_plugin, log_text, run
 
 from dat_mm.engine import hanging
 from dat_mm.engine.checkpoints import latest_checkpoint
@@ -56,11 +55,8 @@ class Log:
 
 
 def write_hang(config, how, loader='train_dataloader', rank=1):
-    (config.parent / 'plugins').mkdir()
-    (config.parent / 'plugins/hang.py').write_text(HANG)
-    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'hang']")
     step = f"dict(type='Hang', how='{how}', rank={rank})"
-    config.write_text(f"{text}\n{loader}['dataset']['pipeline'].insert(1, {step})\nhang_timeout = 10\n")
+    add_plugin(config, HANG, f"{loader}['dataset']['pipeline'].insert(1, {step})\nhang_timeout = 10\n")
     return config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_logs import losses
+from runs import losses
 
 from dat_mm.engine.checkpoints import read_meta
 from dat_mm.untrusted import read

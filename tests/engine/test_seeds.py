@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset import sampler as mmengine_samplers
+from mmengine.registry import DefaultScope
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from dat_mm.engine import drops, seeds
@@ -123,6 +124,15 @@ def test_the_number_of_processes_changes_nothing(monkeypatch, sampler, inner, si
     assert len(set(keys)) == len(keys)
     for processes, batch_size in ((2, 2), (4, 1)):
         assert parts(monkeypatch, processes, batch_size, sampler, inner, size, group=2) == expected
+
+
+def test_a_sampler_of_a_toolbox_is_found_by_its_bare_name(monkeypatch):
+    """As in a config, where the names of the default scope need no prefix; it is made undivided like any other."""
+    pretrain = pytest.importorskip('mmpretrain.datasets.samplers.repeat_aug')
+    monkeypatch.setattr(pretrain, 'get_dist_info', lambda group=None: (1, 2))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = undivided(range(8), 3, dict(type='RepeatAugSampler'))
+    assert (built.rank, built.world_size) == (0, 1)
 
 
 def test_a_batch_that_is_not_full_is_dropped_or_filled_up(monkeypatch):

@@ -2,16 +2,13 @@
 """FSDP with two processes on the CPU: it trains, its checkpoint is a whole model, and it goes on from it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 pytest.importorskip('mmengine')
 
-from engine.test_stopping import ROOT, run
+from runs import ROOT, add_plugin, run
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
@@ -38,14 +35,12 @@ class Tell(Hook):
 @pytest.mark.slow
 def test_two_processes_share_a_model(tiny_config, tmp_path):
     config = tiny_config('mmpretrain')
-    (config.parent / 'plugins').mkdir()
-    (config.parent / 'plugins/tell.py').write_text(PLUGIN)
-    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'tell']")
-    config.write_text(
-        f"{text}\ncustom_hooks = [dict(type='Tell')]\nstrategy = dict(type='ShardedStrategy')\n"
+    settings = (
+        "custom_hooks = [dict(type='Tell')]\nstrategy = dict(type='ShardedStrategy')\n"
         "optim_wrapper['paramwise_cfg'] = dict(flat_decay_mult=0.0)\n"
         "optim_wrapper['optimizer']['weight_decay'] = 0.05\n"
     )
+    add_plugin(config, PLUGIN, settings)
     options = ('--seed', 3)
     done = run(config, tmp_path / 'work', *options, '--cfg-options', 'train_cfg.max_epochs=2', processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -61,10 +56,8 @@ def test_two_processes_share_a_model(tiny_config, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert latest_checkpoint(tmp_path / 'work').name == 'epoch_4.pth'
     out = tmp_path / 'metrics.json'
-    command = [sys.executable, ROOT / 'tools/test.py', config, latest_checkpoint(tmp_path / 'work'), '--out', out]
-    path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
-    environment = {**os.environ, 'PYTHONPATH': path}
-    tested = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    last = latest_checkpoint(tmp_path / 'work')
+    tested = run(config, tmp_path / 'tested', last, '--out', out, tool='test.py')
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert f'accuracy/top1: {json.loads(out.read_text())["accuracy/top1"]:.4f}' in done.stdout
 

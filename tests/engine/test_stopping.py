@@ -1,25 +1,20 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """A training that is asked to stop again and again ends as one that never was, to the bit."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('mmengine')
 
-from run_logs import losses
+from runs import add_plugin, losses, run
 
 from dat_mm.engine import stopping
 from dat_mm.engine.agreement import Agreement
 from dat_mm.engine.checkpoints import INTERRUPTED, latest_checkpoint
 
-ROOT = Path(__file__).parents[2]
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 # A hook that sends the process a signal at the places that are named, in training or in validation.
 SENDER = '''
@@ -56,24 +51,9 @@ class FillDisk(Hook):
 '''
 
 
-def run(config, work_dir, *options, processes=1, tool='train.py'):
-    path = os.pathsep.join(map(str, [ROOT, config.parent / 'plugins', *filter(None, [os.environ.get('PYTHONPATH')])]))
-    launcher = [sys.executable, '-u'] if processes == 1 else [
-        *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--standalone'),
-    ]  # fmt: skip
-    command = [*launcher, ROOT / 'tools' / tool, config, *options, '--work-dir', work_dir]
-    if processes > 1:
-        command += ['--launcher', 'pytorch']
-    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-
-
-def write_sender(config, extra=''):
-    (config.parent / 'plugins').mkdir()
-    (config.parent / 'plugins/sender.py').write_text(SENDER)
-    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'sender']")
+def write_sender(config, extra='', source=SENDER):
     ema = "custom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='SendSignal', at=-1)]\n"
-    config.write_text(f'{text}\n{ema}{extra}')
+    add_plugin(config, source, f'{ema}{extra}')
 
 
 def same(one, two):

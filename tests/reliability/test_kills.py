@@ -9,9 +9,8 @@ import torch
 
 pytest.importorskip('mmengine')
 
-from engine.test_stopping import run
 from reliability.conftest import long_version
-from run_logs import losses
+from runs import add_plugin, losses, run
 
 from dat_mm.engine.checkpoints import is_whole, latest_checkpoint
 
@@ -73,15 +72,13 @@ class Kill(Hook):
 
 def prepared(tiny_config):
     config = tiny_config('mmpretrain')
-    (config.parent / 'plugins').mkdir()
-    (config.parent / 'plugins/kill.py').write_text(PLUGIN)
-    text = config.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'kill']")
-    config.write_text(
-        f"{text}\ncustom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='Kill')]\n"
+    settings = (
+        "custom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='Kill')]\n"
         "train_dataloader['batch_size'] = 1\n"
         "default_hooks['checkpoint'].update(by_epoch=False, interval=1, max_keep_ckpts=2)\n"
         "train_cfg['max_epochs'] = 12\n"  # of three iterations
     )
+    add_plugin(config, PLUGIN, settings)
     return config
 
 

@@ -6,17 +6,17 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('mmengine')
 
+from runs import ROOT, add_plugin, python_path
+
 from dat_mm.engine.checkpoints import latest_checkpoint
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 # Hooks of the tests: one that fails, one that hangs, and one that has the run preempted by a job that comes first.
 HOOKS = """
@@ -64,16 +64,13 @@ def wait_for_signal(runner):
 @pytest.fixture
 def config(tiny_config):
     path = tiny_config('mmpretrain')
-    (path.parent / 'plugins').mkdir()
-    (path.parent / 'plugins/slurm_hooks.py').write_text(HOOKS)
-    text = path.read_text().replace("imports=['dat_mm']", "imports=['dat_mm', 'slurm_hooks']")
-    path.write_text(text + "\ntrain_dataloader['batch_size'] = 1\nrandomness = dict(seed=5)\ncustom_hooks = []\n")
+    add_plugin(path, HOOKS, "train_dataloader['batch_size'] = 1\nrandomness = dict(seed=5)\ncustom_hooks = []\n")
     return path
 
 
 def variables(config, **more):
-    path = os.pathsep.join(filter(None, [str(config.parent / 'plugins'), os.environ.get('PYTHONPATH')]))
-    return dict(PYTHON=sys.executable, PYTHONPATH=path, OMP_NUM_THREADS='1', GPUS='0', CPUS_PER_TASK='1', **more)
+    alike = dict(OMP_NUM_THREADS='1', GPUS='0', CPUS_PER_TASK='1')
+    return dict(PYTHON=sys.executable, PYTHONPATH=python_path(config), **alike, **more)
 
 
 def weights(folder):
