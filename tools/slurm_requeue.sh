@@ -3,13 +3,15 @@
 # and the job is queued again when the run wants to go on, by the exit code 75, or by `mark`, a file that it leaves.
 # shellcheck shell=bash
 run_and_requeue() {
-    local mark=$1 code step
+    local mark=$1 code step job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    # the number of one task of an array is also that of the whole array
+    job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
     shift
-    echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+    echo "== $(date '+%F %T') job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
     "$@" &
     step=$!
     # a signal to this script, as at the end of its time, is not lost and goes to the run
-    trap 'scancel --signal=USR1 $SLURM_JOB_ID' USR1 TERM
+    trap "scancel --signal=USR1 $job" USR1 TERM
     while :; do
         code=0
         wait $step || code=$?
@@ -19,7 +21,7 @@ run_and_requeue() {
     # 143: a task that was slower to leave than the first was ended by srun
     if [ $code = 75 ] || { [ $code = 143 ] && [ -e "$mark" ]; }; then
         # Slurm ends this script as it queues the job again; one that left before would count as failed
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+        scontrol requeue "$job" && sleep 60
     fi
     return $code
 }

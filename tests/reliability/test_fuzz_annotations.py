@@ -130,13 +130,14 @@ def test_the_clean_file_is_read(data):
     assert len(read_as_training_does(root)) == 2
 
 
-@pytest.mark.parametrize('part', range(10))
-def test_mutated_files(part, data):
+def test_mutated_files(data, seen):
     root, file, text = data
     ends = []
-    for seed in range(part * COUNT // 10, (part + 1) * COUNT // 10):
+    for seed in range(COUNT):
         rng = random.Random(seed)
         file.write_bytes(rng.choice(MUTATIONS)(rng, text))
         print(f'seed {seed}')  # the last one is the one that failed
         ends.append(ends_as_it_should(root, file))
-    assert False in ends  # the mutations do harm
+    stopped = ends.count(False)
+    assert COUNT / 10 < stopped < COUNT  # the mutations do harm, and not always
+    seen(f'{COUNT} annotation files changed at random', f'{stopped} ended the run in one line, the others were read')

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip('mmengine')
 
-from reliability.conftest import long_version
+from noted import long_version
 from runs import add_plugin, losses, run
 
 from dat_mm.engine.checkpoints import is_whole, latest_checkpoint

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from noted import seen  # noqa: F401
 from slurm.cluster import Cluster, why_not
 
 

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip('mmengine')
 
+from noted import long_version
 from runs import ROOT, add_plugin, python_path
 
 from dat_mm.engine.checkpoints import latest_checkpoint
@@ -61,16 +62,36 @@ def wait_for_signal(runner):
 """
 
 
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+SETTINGS = "train_dataloader['batch_size'] = 1\nrandomness = dict(seed=5)\ncustom_hooks = []\n"
+
+
 @pytest.fixture
 def config(tiny_config):
     path = tiny_config('mmpretrain')
-    add_plugin(path, HOOKS, "train_dataloader['batch_size'] = 1\nrandomness = dict(seed=5)\ncustom_hooks = []\n")
+    add_plugin(path, HOOKS, SETTINGS)
     return path
 
 
 def variables(config, **more):
     alike = dict(OMP_NUM_THREADS='1', GPUS='0', CPUS_PER_TASK='1')
     return dict(PYTHON=sys.executable, PYTHONPATH=python_path(config), **alike, **more)
+
+
+ENDED = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL')
+
+
+def starts(log):
+    return [line.split(', ')[1] for line in log.splitlines() if line.startswith('== ') and 'start' in line]
+
+
+def assert_same(work, whole):
+    """Asserts that two runs ended with the same weights and averages, to the bit."""
+    found, expected = (torch.load(latest_checkpoint(folder), weights_only=False) for folder in (work, whole))
+    parts = [part for part in ('state_dict', 'ema_state_dict') if part in expected]
+    for part in parts:
+        assert found[part].keys() == expected[part].keys()
+        assert all(torch.equal(found[part][key], expected[part][key]) for key in expected[part])
 
 
 def weights(folder):
@@ -132,9 +153,12 @@ def test_a_rank_that_hangs_ends_the_job(cluster, config, tmp_path):
     assert ['in wait_for_ever' in text for text in stacks] == [False, False, False, True]
 
 
-def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(cluster, config, tmp_path):
+@pytest.mark.parametrize('scope', SCOPES if long_version() else SCOPES[:1])
+def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(scope, cluster, tiny_config, tmp_path, seen):
     """A job of a higher partition takes the nodes inside an epoch and at the end of one; Slurm queues the run again."""
     whole, work = tmp_path / 'whole', tmp_path / 'work'
+    config = tiny_config(scope)
+    add_plugin(config, HOOKS, f"{SETTINGS}custom_hooks.append(dict(type='EMAHook', momentum=0.01))\n")
     two = variables(config, TASKS='2', TASKS_PER_NODE='1')
     cluster.run('bash', TOOLS / 'slurm_train.sh', 'main', 'whole', config, whole, **two)
 
@@ -143,45 +167,52 @@ def test_a_job_that_is_preempted_three_times_ends_as_one_that_never_was(cluster,
         'bash', TOOLS / 'slurm_submit.sh', 'low', 'run', config, work, SBATCH_ARGS='--parsable --exclusive', **two
     )
     job = submitted.stdout.split()[-1]
-    ended = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL')
-    cluster.wait(lambda: cluster.state(job) in ended, 900, f'job {job}')
+    cluster.wait(lambda: cluster.state(job) in ENDED, 900, f'job {job}')
     log = (work / f'slurm-{job}.log').read_text()
     parts = '\n'.join(path.read_text()[-1500:] for path in sorted(work.glob('slurm-*-*.log')))
     assert cluster.state(job) == 'COMPLETED', f'{log}\n{parts}'
-    assert [line.split(', ')[1] for line in log.splitlines() if line.startswith('== ') and 'start' in line] == [
-        f'start {n}' for n in (1, 2, 3, 4)
-    ]
+    assert starts(log) == [f'start {n}' for n in (1, 2, 3, 4)]
     assert log.count('the run ended with 75') == 3, log
-    found, expected = (torch.load(latest_checkpoint(folder), weights_only=False) for folder in (work, whole))
-    assert all(torch.equal(found['state_dict'][key], expected['state_dict'][key]) for key in expected['state_dict'])
+    assert_same(work, whole)
     assert [path.name for path in sorted(work.glob('epoch_*.pth'))] == [
         path.name for path in sorted(whole.glob('epoch_*.pth'))
     ]
+    seen(f'{scope}: preempted by Slurm three times on two nodes', 'queued again, went on, ended with the same bits')
 
 
-def test_the_rows_of_a_table_are_array_jobs(cluster, config, tmp_path):
-    """Two rows, of which the second starts from the first, are trained and tested by Slurm, and stand in the table."""
-    folder = tmp_path / 'configs/tiny'
+def test_the_rows_of_a_table_are_array_jobs(cluster, tiny_config, tmp_path, seen):
+    """Two rows and a third that starts from one of them are trained and tested by Slurm, and stand in the table.
+
+    The job of the first two is preempted. The third waits for it, and the first ends as in a run of its own.
+    """
+    config, folder = tiny_config('mmpretrain'), tmp_path / 'configs/tiny'
     folder.mkdir(parents=True)
-    for name in ('first', 'second'):
-        (folder / f'{name}.py').write_text(config.read_text())
-    (folder / 'metafile.yml').write_text(
-        'Models:\n  - Name: first\n    Config: configs/tiny/first.py\n  - Name: second\n'
-        '    Config: configs/tiny/second.py\n    Metadata:\n      Pretrained From: configs/tiny/first.py\n'
-    )
-    two = variables(config, TASKS='2', TASKS_PER_NODE='1')
-    command = [TOOLS / 'reproduce.py', folder, '--train', '--out', tmp_path / 'out', '--train-options',
-               'train_cfg.max_epochs=1']  # fmt: skip
-    submitted = cluster.run(sys.executable, *command, '--submit', 'main', **two)
+    add_plugin(config, HOOKS, SETTINGS)
+    preempted = "custom_hooks.append(dict(type='BePreempted', at=[3]))\n"
+    for name, hook in (('first', preempted), ('other', preempted), ('second', '')):
+        (folder / f'{name}.py').write_text(config.read_text() + hook)
+    rows = [f'  - Name: {name}\n    Config: configs/tiny/{name}.py\n' for name in ('first', 'other', 'second')]
+    pretrained = '    Metadata:\n      Pretrained From: configs/tiny/first.py\n'
+    (folder / 'metafile.yml').write_text(f'Models:\n{"".join(rows)}{pretrained}')
+    two, options = variables(config, TASKS='2', TASKS_PER_NODE='1'), ['train_cfg.max_epochs=2']
+    command = [TOOLS / 'reproduce.py', folder, '--train', '--out', tmp_path / 'out', '--train-options', *options]
+    submitted = cluster.run(sys.executable, *command, '--submit', 'low', **two)
     jobs = [line.split('job ')[1].split(':')[0] for line in submitted.stdout.splitlines() if 'job ' in line]
     assert len(jobs) == 2
-    results = [tmp_path / f'out/{name}/seed-0/result.json' for name in ('first', 'second')]
+    results = [tmp_path / f'out/{name}/seed-0/result.json' for name in ('first', 'other', 'second')]
     logs = tmp_path / 'out/slurm'
     cluster.wait(lambda: all(path.is_file() for path in results), 600, f'jobs {jobs}; the logs are in {logs}')
-    assert json.loads(results[1].read_text())['metrics']
+    assert json.loads(results[2].read_text())['metrics']
     assert 'GPU number: 2' in next((tmp_path / 'out/second/seed-0/train').glob('*/*.log')).read_text()
+    assert all(starts((logs / f'pretraining-{n}.log').read_text()) == ['start 1', 'start 2'] for n in (0, 1))
+    assert starts((logs / 'rows-0.log').read_text()) == ['start 1']
     done = subprocess.run(
         list(map(str, [sys.executable, *command])), env={**os.environ, **two}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count('done before') == 2 and '| second |' in done.stdout
+    assert done.stdout.count('done before') == 3 and '| second |' in done.stdout
+
+    whole, options = tmp_path / 'whole', ['--seed', 0, '--cfg-options', *options]
+    cluster.run('bash', TOOLS / 'slurm_train.sh', 'main', 'whole', config, whole, *options, **two)
+    assert_same(tmp_path / 'out/first/seed-0/train', whole)
+    seen('two tasks of an array job of reproduce.py, preempted', 'queued again, went on; the rows after them waited')
