@@ -23,7 +23,7 @@ def parse_args(argv=None):
     parser.add_argument('--processes', type=int, default=1, metavar='N', help='for each run (%(default)s)')
     parser.add_argument('--plan', action='store_true', help='print what it would take, and do nothing')
     parser.add_argument('--submit', metavar='PARTITION', help='do it as array jobs of Slurm')
-    parser.add_argument('--write', action='store_true', help='write into README and metafile of the folder')
+    parser.add_argument('--write', action='store_true', help='add to README, metafile and measured.json of the folder')
     parser.add_argument('--launcher', choices=('none', 'slurm'), default='none', help='set by --submit')
     cli.add_cfg_options(parser)
     parser.add_argument(

@@ -191,6 +191,24 @@ def test_figures_are_written_beside_the_configs_again_and_again(tmp_path):
     assert '[a](a.py)' in text and '40.00' not in text
 
 
+def test_results_of_several_calls_are_one_table(tmp_path):
+    """Seeds and rows add up, whatever call measured them; a result of other settings takes the place of the earlier."""
+    file, a, b = tmp_path / 'measured.json', row('a'), row('b')
+
+    def result(value, seed, *options):
+        return {**measured({'box AP': value}, seed), 'asked': dict(seed=seed, options=list(options))}
+
+    table.with_earlier(file, [a, b], [(b, [result(1.0, 0)])])
+    both = table.with_earlier(file, [a, b], [(a, [result(3.0, 2)]), (b, [result(2.0, 1)])])
+    assert [(row.name, [r['metrics']['box AP'] for r in results]) for row, results in both] == [
+        ('a', [3.0]), ('b', [1.0, 2.0]),
+    ]  # fmt: skip
+    _, (_, results) = table.with_earlier(file, [a, b], [(b, [result(5.0, 0)])])
+    assert [r['metrics']['box AP'] for r in results] == [5.0, 2.0]
+    ((_, results),) = table.with_earlier(file, [b], [(b, [result(7.0, 0, 'model.x=1')])])
+    assert [r['metrics']['box AP'] for r in results] == [7.0]
+
+
 def test_a_readme_without_a_place_is_left_alone(tmp_path):
     (tmp_path / 'README.md').write_text('nothing')
     with pytest.raises(UserError, match='has no place for the figures'):

@@ -136,12 +136,13 @@ class Reproduction:
         return table.write(self.how.out, done) if done else None
 
     def write_back(self) -> None:
-        """Puts what was measured into the README and the metafile beside the configs."""
+        """Puts what was measured, by this call and by earlier ones, beside the configs."""
         folders = {}
         for row, results in self.done():
             if row.metafile is not None:
                 folders.setdefault(row.metafile, []).append((row, results))
         for metafile, done in folders.items():
+            done = table.with_earlier(metafile.parent / 'measured.json', read_rows([metafile.parent]), done)
             table.write_metafile(metafile, done)
             table.write_readme(metafile.parent / 'README.md', done)
 

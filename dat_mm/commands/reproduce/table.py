@@ -51,6 +51,26 @@ def costs(results: list[dict]) -> dict:
     )
 
 
+def with_earlier(file: Path, rows: list[Row], done: list[tuple[Row, list[dict]]]) -> list[tuple[Row, list[dict]]]:
+    """Keeps results in a file beside the metafile, and returns them with those that earlier calls left there.
+
+    A new result takes the place of an earlier one with the same seed. Earlier results of other settings are dropped.
+    """
+
+    def settings(result):
+        return {key: value for key, value in result['asked'].items() if key in ('options', 'train_options')}
+
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    for row, results in done:
+        earlier = [result for result in kept.get(row.name, ()) if settings(result) == settings(results[0])]
+        by_seed = {result['seed']: result for result in [*earlier, *results]}
+        kept[row.name] = sorted(by_seed.values(), key=lambda result: result['seed'] or 0)
+    kept = {row.name: kept[row.name] for row in rows if row.name in kept}
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(kept, indent=1) + '\n')
+    return [(row, kept[row.name]) for row in rows if row.name in kept]
+
+
 def number(value: float | None, sign: bool = False) -> str:
     """Two digits, and a dash for what there is not."""
     return '-' if value is None else f'{value:+.2f}' if sign else f'{value:.2f}'
