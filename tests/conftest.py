@@ -27,6 +27,12 @@ def pytest_addoption(parser):
     parser.addoption('--all-configs', action='store_true', help='run every real config of tiny size end to end')
 
 
+def pytest_runtest_logreport(report):
+    """Tells of a failure at once, for a run that is cut off has no summary."""
+    if report.failed:
+        print(f'\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)', flush=True)
+
+
 class Golden:
     """One golden case, with its arrays, the official keys with their shapes, and weights for them."""
 

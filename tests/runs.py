@@ -3,8 +3,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +36,28 @@ def run(config, work_dir, *options, processes=1, tool='train.py'):
     if processes > 1:
         command += ['--launcher', 'pytorch']
     environment = {**os.environ, 'PYTHONPATH': python_path(config), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    return run_alone(command, env=environment)
+
+
+def run_alone(command, limit=600, **options) -> subprocess.CompletedProcess:
+    """Runs a command in a group of its own, all of which is killed at the limit or when the test ends.
+
+    A process that outlives its parent keeps the pipes open, and subprocess.run would wait for it for ever.
+    """
+    process = subprocess.Popen(
+        list(map(str, command)), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, **options,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        err += f'\nkilled after {limit} s'
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def losses(work_dir):

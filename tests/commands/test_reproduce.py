@@ -14,6 +14,7 @@ import torch
 pytest.importorskip('mmengine')
 
 from mmengine.config import Config
+from runs import run_alone
 
 from dat_mm.commands.reproduce import plan, reproduce, runs, table, weights
 from dat_mm.commands.reproduce.reproduce import Reproduction, data_options, seeds_of
@@ -303,8 +304,7 @@ def test_progress_is_read_from_the_lines_of_the_tools(line):
 def tool(*arguments, cwd, env=None):
     command = [sys.executable, TOOLS / 'reproduce.py', *arguments]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': path, **(env or {})})  # fmt: skip
+    return run_alone(command, cwd=cwd, env={**os.environ, 'PYTHONPATH': path, **(env or {})})
 
 
 @pytest.fixture

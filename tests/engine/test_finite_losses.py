@@ -3,7 +3,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ pytest.importorskip('mmengine')
 
 from engine.test_stopping import SCOPES
 from engine.toy_run import train
-from runs import ROOT, add_plugin, log_text, run
+from runs import ROOT, add_plugin, log_text, run, run_alone
 
 from dat_mm.engine.checkpoints import last_good_checkpoint, latest_checkpoint
 from dat_mm.errors import UserError
@@ -120,7 +119,7 @@ def run_toy(folder, *arguments):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', TOY, folder]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([*map(str, [*command, *arguments])], env=environment, capture_output=True, text=True)
+    return run_alone([*command, *arguments], env=environment)
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def prepared(tiny_config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400 if long_version() else 900)
 def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, tmp_path, seen):
     kills = 20 if long_version() else 4
     config, rng = prepared(tiny_config), Random(1)

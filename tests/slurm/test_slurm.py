@@ -3,7 +3,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -13,7 +12,7 @@ import torch
 pytest.importorskip('mmengine')
 
 from noted import long_version
-from runs import ROOT, add_plugin, python_path
+from runs import ROOT, add_plugin, python_path, run_alone
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
@@ -105,10 +104,8 @@ def test_two_nodes_train_as_one_machine_does(cluster, config, tmp_path):
     (log,) = work.glob('*/*.log')
     assert 'GPU number: 4' in log.read_text()
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=4']
-    done = subprocess.run(
-        [*torchrun, TOOLS / 'train.py', config, '--work-dir', alone, '--no-validate', '--launcher', 'pytorch'],
-        env={**os.environ, **four}, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [*torchrun, TOOLS / 'train.py', config, '--work-dir', alone, '--no-validate', '--launcher', 'pytorch']
+    done = run_alone(command, env={**os.environ, **four})
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = weights(work), weights(alone)
     assert found.keys() == expected.keys()
@@ -120,10 +117,8 @@ def test_two_nodes_train_as_one_machine_does(cluster, config, tmp_path):
     two = variables(config, TASKS='2', TASKS_PER_NODE='1')
     cluster.run('bash', TOOLS / 'slurm_test.sh', 'main', 'test', config, checkpoint, '--out', out, **two)
     single = tmp_path / 'single.json'
-    done = subprocess.run(
-        [sys.executable, TOOLS / 'test.py', config, checkpoint, '--out', single],
-        env={**os.environ, **two}, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, TOOLS / 'test.py', config, checkpoint, '--out', single]
+    done = run_alone(command, env={**os.environ, **two})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(json.loads(single.read_text()))
 
@@ -206,9 +201,7 @@ def test_the_rows_of_a_table_are_array_jobs(cluster, tiny_config, tmp_path, seen
     assert 'GPU number: 2' in next((tmp_path / 'out/second/seed-0/train').glob('*/*.log')).read_text()
     assert all(starts((logs / f'pretraining-{n}.log').read_text()) == ['start 1', 'start 2'] for n in (0, 1))
     assert starts((logs / 'rows-0.log').read_text()) == ['start 1']
-    done = subprocess.run(
-        list(map(str, [sys.executable, *command])), env={**os.environ, **two}, capture_output=True, text=True
-    )
+    done = run_alone([sys.executable, *command], env={**os.environ, **two})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count('done before') == 3 and '| second |' in done.stdout
 

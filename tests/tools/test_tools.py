@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import run_alone
 
 from dat_mm.commands import cli
 
@@ -252,12 +253,7 @@ def test_analyze_joins_the_parts_of_a_run_and_compares_runs(tmp_path, capsys):
 
 
 def shell(script, *arguments, **variables):
-    return subprocess.run(
-        ['bash', TOOLS / script, *map(str, arguments)],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-    )
+    return run_alone(['bash', TOOLS / script, *arguments], env={**os.environ, **variables})
 
 
 @pytest.mark.slow
