@@ -1,11 +1,14 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What several tests do with runs of the tools in processes of their own, and read from their logs."""
 
+import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,20 +26,61 @@ def add_plugin(config, source, settings=''):
 
 
 def python_path(config):
-    """PYTHONPATH for a run of a config that `add_plugin` extended."""
-    return os.pathsep.join([str(ROOT), str(config.parent / 'plugins'), *filter(None, [os.environ.get('PYTHONPATH')])])
+    """PYTHONPATH for a run of a config that `add_plugin` may have extended, or of none."""
+    plugins = [str(config.parent / 'plugins')] if config is not None else []
+    return os.pathsep.join([str(ROOT), *plugins, *filter(None, [os.environ.get('PYTHONPATH')])])
 
 
-def run(config, work_dir, *options, processes=1, tool='train.py'):
-    """Runs a tool to its end, with one thread in each of its processes."""
-    launcher = [sys.executable, '-u'] if processes == 1 else [
-        *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--standalone'),
-    ]  # fmt: skip
-    command = [*launcher, ROOT / 'tools' / tool, config, *options, '--work-dir', work_dir]
-    if processes > 1:
-        command += ['--launcher', 'pytorch']
+def run(config, work_dir, *options, processes=1, tool='train.py', real=False, limit=600):
+    """Runs a tool to its end, with one thread in each of its processes.
+
+    They are forked from one that has imported the toolboxes, unless `real` asks for a new Python, and for torchrun.
+    """
+    arguments = [config, *options, '--work-dir', work_dir, *(['--launcher', 'pytorch'] if processes > 1 else [])]
+    arguments, script = list(map(str, arguments)), str(ROOT / 'tools' / tool)
     environment = {**os.environ, 'PYTHONPATH': python_path(config), 'OMP_NUM_THREADS': '1'}
-    return run_alone(command, env=environment)
+    if not real:
+        return forked(script, arguments, environment, processes, limit)
+    launcher = [sys.executable, '-u']
+    if processes > 1:
+        launcher += ['-m', 'torch.distributed.run', '--nproc_per_node', processes, '--standalone']
+    return run_alone([*launcher, script, *arguments], limit, env=environment)
+
+
+_SERVER = []
+
+
+def forked(script, arguments, environment, processes=1, limit=600) -> subprocess.CompletedProcess:
+    """Runs a script in processes that begin with all toolboxes imported, of one group where they are several."""
+    environments = [environment]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        group = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(processes))
+        group['LOCAL_WORLD_SIZE'] = group['WORLD_SIZE']
+        environments = [environment | group | dict(RANK=str(n), LOCAL_RANK=str(n)) for n in range(processes)]
+    if not _SERVER:
+        command = [sys.executable, '-W', 'ignore', Path(__file__).with_name('fork_server.py')]
+        settings = {**os.environ, 'PYTHONPATH': python_path(None), 'OMP_NUM_THREADS': '1'}
+        _SERVER.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
+        )
+        atexit.register(_SERVER[0].kill)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder, name) for name in ('out', 'err'))
+        request = dict(
+            script=script, arguments=arguments, environments=environments, out=str(out), err=str(err), limit=limit
+        )
+        try:
+            _SERVER[0].stdin.write(json.dumps(request) + '\n')
+            _SERVER[0].stdin.flush()
+            status = int(_SERVER[0].stdout.readline())
+        except BaseException:  # the test was ended, or the server
+            _SERVER.pop().kill()
+            raise
+        told = (path.read_text() if path.exists() else '' for path in (out, err))
+        return subprocess.CompletedProcess([script, *arguments], status, *told)
 
 
 def run_alone(command, limit=600, **options) -> subprocess.CompletedProcess:

@@ -158,7 +158,12 @@ def leaves(dataset) -> Iterator:
 
 
 def build_dataset(config):
-    """Builds the data set of a config; where its annotations are at fault, the error names the file and the fault."""
+    """Builds the data set of a config; where its annotations are at fault, the error names the file and the fault.
+
+    A data set that is built already is left as it is, as in mmengine.
+    """
+    if not isinstance(config, dict):
+        return config
     try:
         dataset = DATASETS.build(config)
         if hasattr(dataset, 'full_init'):

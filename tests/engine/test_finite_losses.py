@@ -13,7 +13,7 @@ pytest.importorskip('mmengine')
 
 from engine.test_stopping import SCOPES
 from engine.toy_run import train
-from runs import ROOT, add_plugin, log_text, run, run_alone
+from runs import add_plugin, forked, log_text, python_path, run, run_alone
 
 from dat_mm.engine.checkpoints import last_good_checkpoint, latest_checkpoint
 from dat_mm.errors import UserError
@@ -115,17 +115,19 @@ def test_a_checkpoint_with_nan_is_no_good_one(tmp_path):
     assert last_good_checkpoint(tmp_path) == tmp_path / 'iter_1.pth'
 
 
-def run_toy(folder, *arguments):
+def run_toy(folder, *arguments, launched=False):
+    """Runs it in two processes, which torchrun launches if asked to."""
+    environment = {**os.environ, 'PYTHONPATH': python_path(None), 'OMP_NUM_THREADS': '1'}
+    if not launched:
+        return forked(str(TOY), list(map(str, [folder, *arguments])), environment, processes=2)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', TOY, folder]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
     return run_alone([*command, *arguments], env=environment)
 
 
 @pytest.mark.slow
 def test_all_processes_end_together(tmp_path):
     """The loss of the second process alone is NaN; the log is that of the first."""
-    done = run_toy(tmp_path, 0, 1, 'nan', 3)
+    done = run_toy(tmp_path, 0, 1, 'nan', 3, launched=True)
     assert done.returncode == 1
     line = 'non-finite loss: iteration 3, rank 1: loss=nan, loss_toy=nan for images 10.png (img_id 10), 11.png'
     assert line in log_text(tmp_path)

@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, t
     kills = 20 if long_version() else 4
     config, rng = prepared(tiny_config), Random(1)
     options = ('--seed', 3, '--resume')
-    whole = run(config, tmp_path / 'whole', *options, processes=2)
+    whole = run(config, tmp_path / 'whole', *options, processes=2, real=long_version())
     assert whole.returncode == 0, whole.stderr[-2000:]
 
     happened = Counter()
@@ -100,13 +100,15 @@ def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, t
             f'{key}.after={rng.randrange(1, 3)}',
             f'{key}.place={place.replace(" ", "-")}',
         ]
-        killed = run(config, tmp_path / 'killed', *options, '--cfg-options', *settings, processes=2)
+        killed = run(
+            config, tmp_path / 'killed', *options, '--cfg-options', *settings, processes=2, real=long_version()
+        )
         if killed.returncode == 0:  # the place did not come any more
             break
         happened[place] += 1
         last = latest_checkpoint(tmp_path / 'killed')
         assert last is None or is_whole(last)
-    finished = run(config, tmp_path / 'killed', *options, processes=2)
+    finished = run(config, tmp_path / 'killed', *options, processes=2, real=long_version())
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert sum(happened.values()) == kills
 
