@@ -5,11 +5,13 @@ The golden numbers are in tests/data/golden. Their weights follow from a formula
 in tests/data/tiny, and their data is made here.
 """
 
+import importlib.util
 import json
 import os
 import zlib
 from pathlib import Path
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # so that products 
 torch.backends.cudnn.allow_tf32 = False
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # set before triton is imported, so that its kernels run in Python
+    if importlib.util.find_spec('triton'):
+        interpreter.patch()
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 TINY = Path(__file__).parent / 'data' / 'tiny'

@@ -3,16 +3,13 @@
 
 import torch
 
-from dat_mm.ops import fused
-
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def dtypes_of(backend: str) -> list[torch.dtype]:
     if backend != 'triton':
         return [torch.float64, torch.float32, torch.bfloat16]
-    halves = [torch.float16] if fused.interprets() else [torch.float16, torch.bfloat16]  # bfloat16 is wrong there
-    return [torch.float32, *halves]
+    return [torch.float32, torch.float16, torch.bfloat16]
 
 
 def deformable_case(dtype, H, W, T, K, B=1, M=4, G=2, D=8, spread=1.5, round=False):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, sample_features, separable
 
 # The largest error, relative to the largest number of the exact result, or to 1 where that is more.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def each(named: dict):

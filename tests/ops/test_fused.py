@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import programs_in_random_order
 from op_cases import DEVICE, deformable_case, dtypes_of, neighborhood_case, outputs, sampling_case
 
 from dat_mm.ops import deformable_attention, fused, neighborhood_attention, sample_features
@@ -76,10 +77,51 @@ def guards(monkeypatch):
 @each_op
 def test_kernels_keep_to_their_tensors(guards, op, make, sizes, dtype):
     case = {name: x.to(DEVICE) for name, x in make(dtype, **sizes).items()}
-    expected = outputs(op, case, backend='reference')
+    exact = {name: x.detach().double().requires_grad_() for name, x in case.items()}
+    expected = outputs(op, exact, backend='reference')
     for name, x in outputs(op, case, backend='triton').items():
         assert (x - expected[name]).abs().max() < 0.02 * expected[name].abs().max(), name
     assert any(guard.launches for guard in guards)
+
+
+WIDTHS = (16, 48, 128)  # of heads: each has blocks of its own
+BLOCKS = {
+    'deformable': {'H': 9, 'W': 15, 'T': (6, 7), 'K': 70, 'M': 2, 'G': 1},  # three blocks of queries, and of keys
+    'neighborhood': {'H': 10, 'W': 11, 'kernel_size': 7, 'M': 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fused.interprets(), reason='on a GPU all tests have these blocks, and no order')
+@pytest.mark.parametrize('width', WIDTHS)
+@each_dtype
+@pytest.mark.parametrize('name', BLOCKS)
+def test_blocks_of_a_gpu_in_any_order(name, dtype, width, monkeypatch):
+    """The blocks that a GPU gets, and programs in another order, give the same numbers."""
+    monkeypatch.setattr(importlib.import_module('dat_mm.ops.fused.deformable'), 'interprets', lambda: False)
+    op, make, _ = CASES[name]
+    case = make(dtype, D=width, **BLOCKS[name])
+    exact = {n: x.detach().double().requires_grad_() for n, x in case.items()}
+    expected, first = outputs(op, exact, backend='reference'), outputs(op, case, backend='triton')
+    for n, x in first.items():
+        error = (x - expected[n]).abs().max() / expected[n].abs().max().clamp(1)
+        assert error < {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype], (n, float(error))
+    with programs_in_random_order(seed=width):
+        again = outputs(op, case, backend='triton')
+    assert all(torch.equal(first[n], again[n]) for n in first)
+
+
+def test_a_program_that_depends_on_another_would_be_seen():
+    """The order of chance is one: each program runs once, and not in the order of the grid."""
+    from triton.runtime import interpreter
+
+    builder, seen = interpreter.interpreter_builder, []
+    with programs_in_random_order(seed=0):
+        builder.set_grid_dim(20, 1, 1)
+        for x in range(20):
+            builder.set_grid_idx(x, 0, 0)
+            seen.append(builder.grid_idx[0])
+    assert sorted(seen) == list(range(20)) and seen != sorted(seen)
 
 
 needs_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
