@@ -2,16 +2,17 @@
 """Which implementations of an op there are, and which one runs.
 
 A backend that is named runs, or raises the reason why it cannot. 'auto' takes the first of the table that can take the
-call and is faster at its size than those below it. The reference, at the end of each table, takes every call.
+call and is faster at its size than those below it. A kernel for GPUs has to pass a trial first (proof.py). The
+reference, at the end of each table, takes every call.
 
 To add a backend, write its file and its line in the table of the op. The file has the function that runs the op and,
-where needed, the two rules of Backend. All three are given every argument of the op by name, defaults filled in.
+where needed, the rules of Backend. All of them are given every argument of the op by name, defaults filled in.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import dense, onednn, parts, reference, separable, tiles, windows
+from . import dense, onednn, parts, proof, reference, separable, tiles, windows
 from .fused import deformable as fused_deformable
 from .fused import neighborhood as fused_neighborhood
 from .fused import sampling as fused_sampling
@@ -31,6 +32,11 @@ class Backend(NamedTuple):
     run: Callable  # the result of the call, with gradients where its tensors need them
     why_not: Callable = _nothing_against  # the reason why it cannot take the call, or None
     is_faster: Callable = _always  # whether it is faster, at this size, than what stands below it
+    is_proved: Callable = _always  # whether it was tried on this machine, and is right and fast there
+
+    def takes(self, **call) -> bool:
+        """Whether 'auto' takes it for this call, unless it takes one above it."""
+        return self.why_not(**call) is None and self.is_faster(**call) and self.is_proved(**call)
 
 
 def _from(module, op: str, *rules: str) -> Backend:
@@ -39,18 +45,18 @@ def _from(module, op: str, *rules: str) -> Backend:
 
 
 DEFORMABLE = {
-    'triton': _from(fused_deformable, 'deformable_attention', 'why_not', 'is_faster'),
+    'triton': _from(fused_deformable, 'deformable_attention', 'why_not', 'is_faster', 'is_proved'),
     'separable': _from(separable, 'deformable_attention', 'why_not', 'is_faster'),
     'dense': _from(dense, 'deformable_attention', 'why_not', 'is_faster'),
     'reference': _from(reference, 'deformable_attention'),
 }
 NEIGHBORHOOD = {
-    'triton': _from(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster'),
+    'triton': _from(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster', 'is_proved'),
     'tiles': _from(tiles, 'neighborhood_attention', 'why_not'),
     'reference': _from(reference, 'neighborhood_attention'),
 }
 SAMPLING = {
-    'triton': _from(fused_sampling, 'sample_features', 'why_not', 'is_faster'),
+    'triton': _from(fused_sampling, 'sample_features', 'why_not', 'is_faster', 'is_proved'),
     'reference': _from(reference, 'sample_features'),
 }
 WINDOW = {
@@ -66,6 +72,13 @@ FEED_FORWARD = {
     'layers': Backend(parts.layers),
     'reference': _from(reference, 'feed_forward'),
 }
+
+for _op, _table, _module in (
+    ('deformable_attention', DEFORMABLE, fused_deformable),
+    ('neighborhood_attention', NEIGHBORHOOD, fused_neighborhood),
+    ('sample_features', SAMPLING, fused_sampling),
+):
+    proof.TRIALS[_op] = proof.Trial(_table, _module.trial_case, _module.work)
 TABLES = (DEFORMABLE, NEIGHBORHOOD, SAMPLING, WINDOW, LINEAR, FEED_FORWARD)
 
 
@@ -84,7 +97,7 @@ def for_op(backend: str, table: dict) -> str:
 def choose(table: dict[str, Backend], backend: str, call: dict) -> Callable:
     """The function that runs this call, of the backend that is named or of the one that 'auto' takes."""
     if backend == 'auto':
-        return next(b.run for b in table.values() if b.why_not(**call) is None and b.is_faster(**call))
+        return next(b.run for b in table.values() if b.takes(**call))
     if backend not in table:
         raise ValueError(f'backend={backend!r} is unknown here: there are auto, {", ".join(table)}')
     if reason := table[backend].why_not(**call):

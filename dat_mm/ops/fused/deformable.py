@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import grid, library
+from .. import grid, library, proof
 from ..layout import round_up
-from ..tracing import exporting
+from ..tracing import exporting, needs_gradient
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
 WORKSPACE = 48 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
@@ -244,3 +244,30 @@ def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
 def is_faster(q, **call) -> bool:
     """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return q.is_cuda and not exporting()
+
+
+def is_proved(q, k, v, points, table, convention, **call) -> bool:
+    """Whether a trial on this machine says that 'auto' may take the kernels for such a call."""
+    (B, M, H, W, D), (K, G) = q.shape, (k.shape[2], points.shape[1])
+    cells = (0, 0) if table is None else tuple(table.shape[1:])
+    question = proof.question('deformable_attention', 'triton', q, D, (convention, table is not None))
+    return proof.holds(question, (B, H, W, M, G, K, *cells), needs_gradient(q, k, v, points, table))
+
+
+def trial_case(dtype, width: int, how: tuple, size: tuple | None):
+    """A call to try the kernels with: points lie outside too, and the map is no multiple of a block."""
+    convention, with_table = how
+    B, H, W, M, G, K, *cells = size or (2, 9, 13, 4, 2, 37, 13, 13)
+    numbers = torch.Generator().manual_seed(0)
+    q = torch.randn(B, H, W, M, width, generator=numbers).permute(0, 3, 1, 2, 4).to(dtype)
+    k, v = (torch.randn(B, M, K, width, generator=numbers).to(dtype) for _ in 'kv')
+    points = torch.rand(B, G, K, 2, generator=numbers) * 3 - 1.5
+    table = torch.randn(M, *cells, generator=numbers) if with_table else None
+    tensors = dict(q=q, k=k, v=v, points=points, table=table)
+    return tensors, dict(bias=None, convention=convention, scale=width**-0.5, dropout=0.0)
+
+
+def work(size: tuple) -> int:
+    """The number of logits of a call."""
+    B, H, W, M, _, K, *_ = size
+    return B * H * W * M * K

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import library, reference
-from ..tracing import exporting
+from .. import library, proof, reference
+from ..tracing import exporting, needs_gradient
 from . import power_of_2, precision, rows, why_not_heads
 
 # The greatest bytes of a head, and for these: queries of a tile along an axis, keys at a time.
@@ -159,3 +159,27 @@ def why_not(q, k, v, dropout, **call) -> str | None:
 def is_faster(q, **call) -> bool:
     """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return q.is_cuda and not exporting()
+
+
+def is_proved(q, k, v, table, kernel_size, **call) -> bool:
+    """Whether a trial on this machine says that 'auto' may take the kernels for such a call."""
+    B, M, H, W, D = q.shape
+    question = proof.question('neighborhood_attention', 'triton', q, D, (kernel_size, table is not None))
+    return proof.holds(question, (B, H, W, M, kernel_size), needs_gradient(q, k, v, table))
+
+
+def trial_case(dtype, width: int, how: tuple, size: tuple | None):
+    """A call to try the kernels with, on a map that is no multiple of a tile."""
+    kernel_size, with_table = how
+    B, H, W, M, _ = size or (2, kernel_size + 4, kernel_size + 11, 3, kernel_size)
+    numbers = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(B, max(H, kernel_size), W, 3, M, width, generator=numbers).permute(3, 0, 4, 1, 2, 5).to(dtype)
+    side = 2 * kernel_size - 1
+    table = torch.randn(M, side, side, generator=numbers) if with_table else None
+    return dict(q=q, k=k, v=v, table=table), dict(kernel_size=kernel_size, scale=width**-0.5, dropout=0.0)
+
+
+def work(size: tuple) -> int:
+    """The number of logits of a call."""
+    B, H, W, M, kernel_size = size
+    return B * H * W * M * kernel_size**2

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import library
-from ..tracing import exporting
+from .. import library, proof
+from ..tracing import exporting, needs_gradient
 from . import power_of_2, precision, rows
 from . import why_not as _why_not
 
@@ -116,3 +116,24 @@ def why_not(x, points) -> str | None:
 def is_faster(x, points) -> bool:
     """Whether 'auto' takes the kernels: on CUDA, but not in an exported graph, which is to be of plain operators."""
     return x.is_cuda and not exporting()
+
+
+def is_proved(x, points) -> bool:
+    """Whether a trial on this machine says that 'auto' may take the kernels for such a call."""
+    (B, H, W, C), (G, Hk, Wk) = x.shape, points.shape[1:4]
+    question = proof.question('sample_features', 'triton', x, C // G, ())
+    return proof.holds(question, (B, H, W, G, Hk, Wk, C // G), needs_gradient(x, points))
+
+
+def trial_case(dtype, width: int, how: tuple, size: tuple | None):
+    """A call to try the kernels with, some of whose points lie outside of the map."""
+    B, H, W, G, Hk, Wk, _ = size or (2, 9, 13, 3, 5, 7, width)
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(B, H, W, G * width, generator=numbers).to(dtype)
+    return dict(x=x, points=torch.rand(B, G, Hk, Wk, 2, generator=numbers) * 3 - 1.5), {}
+
+
+def work(size: tuple) -> int:
+    """How many numbers a call samples."""
+    B, _, _, G, Hk, Wk, width = size
+    return B * G * Hk * Wk * width
