@@ -1,28 +1,12 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Tells whether the installation fits together, and whether each op is right, repeats itself and is fast here.
+"""Runs tools/doctor.py, which a wheel carries too: `python -m dat_mm.doctor`."""
 
-A summary to paste into an issue goes to stdout, and what happens meanwhile to stderr. The exit status is 1 where
-something is wrong.
-"""
+import runpy
+from pathlib import Path
 
-import sys
-
-from .commands import cli
-
-
-def parse_args(argv=None):
-    parser = cli.parser(__doc__)
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    parser.add_argument('--only', choices=('installation', 'ops'), help='one of the two halves')
-    parser.add_argument('--repeats', type=int, default=3, metavar='N', help='of each time (%(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='everything that was found')
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    if not cli.call('dat_mm.commands.doctor', parse_args(argv)):
-        sys.exit(1)
-
+HERE = Path(__file__).resolve().parent
+TOOL = Path('tools/doctor.py')
 
 if __name__ == '__main__':
-    main()
+    found = next(path for path in (HERE / '.mim' / TOOL, HERE.parent / TOOL) if path.is_file())
+    runpy.run_path(str(found), run_name='__main__')

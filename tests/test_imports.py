@@ -20,6 +20,7 @@ LAYERS = [
     ['datasets', 'engine'],
     ['visualize'],
     ['commands', 'benchmark'],
+    ['doctor'],
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
