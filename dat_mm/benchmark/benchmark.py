@@ -53,6 +53,7 @@ def describe_machine(device: str, threads: int | None) -> dict:
     )
     if device == 'cuda':
         machine |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, **ceilings())
+        torch.cuda.empty_cache()  # 8.5 GB, which the cases may need
     return machine
 
 
@@ -148,7 +149,13 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
     options['sizes'] = [read_size(size) for size in options['sizes']]
     chosen = choose_groups(suite, groups, options | dict(device=device))
     check_device(device)
-    machine, start, results = describe_machine(device, threads), time.time(), []
+    arguments = [*sys.argv[1:]]
+    if '--out' in arguments:  # results are published, and a path of this machine is nobody's business
+        at = arguments.index('--out')
+        del arguments[at : at + 2]
+    command = shlex.join(['tools/benchmark.py', *arguments])
+    name = suite or 'benchmark'
+    machine, start, results, targets = describe_machine(device, threads), time.time(), [], ''
     for group in chosen:
         print(f'{time.time() - start:5.0f} s  {group.name}: {len(group.cases)} cases', flush=True)
         rounds = 0 if quick else repeats or group.rounds
@@ -161,12 +168,8 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
             else:
                 low, high = quartiles(result.seconds)
                 print(f'{low:.4g} to {high:.4g} s, {result.memory / 2**20:.0f} MB', flush=True)
-    arguments = [*sys.argv[1:]]
-    if '--out' in arguments:  # results are published, and a path of this machine is nobody's business
-        at = arguments.index('--out')
-        del arguments[at : at + 2]
-    command = shlex.join(['tools/benchmark.py', *arguments])
-    name = suite or 'benchmark'
-    print(write(Path(out), name, machine, command, chosen, results, (time.time() - start) / 60))
+        done, minutes = chosen[: len(results)], (time.time() - start) / 60  # written now, for the next may not end
+        targets = write(Path(out), name, machine, command, done, results, minutes)
+    print(targets)
     print(f'{name}.json and {name}.md in {out}')
     return all(result.seconds and not result.error for of_group in results for result in of_group)

@@ -3,10 +3,14 @@
 
 import importlib.util
 import json
+import os
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from runs import run_alone
 
 from dat_mm.benchmark import benchmark as bench
 from dat_mm.benchmark import run, tables
@@ -129,6 +133,45 @@ def test_tool(tmp_path):
     assert data['groups'][0]['results'][0]['median'] > 0 and data['machine']['torch']
     assert '`dat-nano`' in (tmp_path / 'benchmark.md').read_text()
     assert (tmp_path / 'benchmark-growth.png').exists()
+
+
+def test_what_was_measured_is_kept_when_the_next_group_does_not_end(monkeypatch, tmp_path):
+    def measure(cases, **options):
+        if cases[0].size == (64, 64):
+            raise KeyboardInterrupt
+        return [made_up(case, [1.0]) for case in cases]
+
+    monkeypatch.setattr(bench, 'run_group', measure)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(['--archs', 'dat-nano', '--sizes', '32', '64', '--out', str(tmp_path)])
+    data = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert [group['results'][0]['median'] for group in data['groups']] == [1.0]
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_is_rehearsed_without_one(tmp_path):
+    """All stages run, write what they found, and a stage that fails does not take the others along."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, 'DEVICE': 'cpu', 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    environment.pop('TRITON_INTERPRET', None)  # the tests of the check set it themselves
+    done = run_alone(['bash', root / 'tools/check_gpu.sh', tmp_path], env=environment)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *(f'check-{stage}.log' for stage in ('imports', 'doctor', 'tests', 'benchmark')),
+        *('check-doctor.json', 'benchmark.json'),
+    }
+    limits = [int(text) for text in re.findall(r'(\d+) s at most', done.stdout)]
+    assert len(limits) == 4 and sum(limits) <= 450
+
+    (tmp_path / 'python').write_text(
+        '#!/bin/sh\ncase "$*" in *tools/doctor*|-m\\ pytest*) exit 3;; esac\necho ran "$@"\n'
+    )
+    (tmp_path / 'python').chmod(0o755)
+    environment['PYTHON'] = str(tmp_path / 'python')
+    done = run_alone(['bash', root / 'tools/check_gpu.sh', tmp_path / 'broken'], env=environment)
+    assert done.returncode == 1
+    assert 'failed: doctor (3) tests (3)' in done.stdout
+    assert 'ran tools/benchmark.py' in (tmp_path / 'broken/check-benchmark.log').read_text()
 
 
 @pytest.mark.parametrize(
