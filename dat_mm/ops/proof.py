@@ -77,9 +77,12 @@ def holds(question: Question, size: tuple, training: bool) -> bool:
     return _is_right(*question) and (not is_timed or _is_fast(question, *_cut(question, size), training))
 
 
-@getattr(torch.compiler, 'assume_constant_result', lambda function: function)
 def _is_right(*question) -> bool:
     return not _verdict(Question(*question), None, True)
+
+
+# This is all that torch.compiler.assume_constant_result does, which imports the compiler, and that takes seconds.
+_is_right._dynamo_marked_constant = True
 
 
 def _is_fast(question: Question, size: tuple, magnitude: int, training: bool) -> bool:
