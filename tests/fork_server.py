@@ -94,6 +94,8 @@ def kill(group, number):
 
 
 def main():
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what the toolboxes print as they are imported is no answer
     import mmdet.apis  # noqa: F401
     import mmpretrain.apis  # noqa: F401
     import mmseg.apis  # noqa: F401
@@ -104,7 +106,7 @@ def main():
 
     for line in sys.stdin:
         status = answer(**json.loads(line))
-        os.write(1, f'{status}\n'.encode())
+        os.write(answers, f'{status}\n'.encode())
 
 
 if __name__ == '__main__':
