@@ -36,7 +36,8 @@ def learn(task, folder, frozen=False, weights=None):
         f'train_cfg.{of}={length}',
         f'train_cfg.val_interval={length}',
     ]
-    options += [f'param_scheduler.{key}' for key in (f'1.end={length}', f'1.T_max={length}', '0.end=20')]
+    warm_up = 100 if task == 'classification' else 20  # from nothing, a shorter one fails with some seeds
+    options += [f'param_scheduler.{key}' for key in (f'1.end={length}', f'1.T_max={length}', f'0.end={warm_up}')]
     for phase in ('train', 'val', 'test'):
         options += [f'{phase}_dataloader.dataset.make.{key}={value}' for key, value in data.items()]
         options += [f'{phase}_dataloader.num_workers=0', f'{phase}_dataloader.persistent_workers=False']
