@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -86,14 +86,10 @@ _is_right._dynamo_marked_constant = True
 
 
 def _is_fast(question: Question, size: tuple, magnitude: int, training: bool) -> bool:
-    known = _TIMED.get((question, magnitude, training))
-    if known is None:
-        known = _TIMED[question, magnitude, training] = not _verdict(question, size, training, magnitude)
-    return known
+    return not _verdict(question, size, training, magnitude)
 
 
-_TIMED: dict[tuple, bool] = {}
-_ANSWERS: dict[str, str] = {}
+_ANSWERS: dict[tuple, str] = {}  # by question, magnitude and training
 
 
 def _cut(question: Question, size: tuple) -> tuple[tuple, int]:
@@ -110,13 +106,13 @@ def _cut(question: Question, size: tuple) -> tuple[tuple, int]:
 
 def _verdict(question: Question, size, training: bool, magnitude: int = 0) -> str:
     """Why a kernel is not taken, or nothing. Without a size the question is whether it is right."""
-    asked = dict(question._asdict(), **machine(question.device), magnitude=magnitude, training=training)
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+    key = question, magnitude, training
     if key not in _ANSWERS:
         if _is_capturing(question.device):  # a graph of CUDA can be made of kernels alone, not of trials
             return 'not tried before a graph was captured'
         find = _why_wrong if size is None else _why_slow
-        answer = _keep(key, asked, lambda: find(question, size, training))
+        asked = dict(question._asdict(), **machine(question.device), magnitude=magnitude, training=training)
+        answer = _keep(asked, lambda: find(question, size, training))
         if answer:
             warnings.warn(
                 f"backend='auto' does not take the kernel {question.backend!r} of {question.op} for {question.dtype}, "
@@ -159,8 +155,9 @@ def _read(file: Path) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _keep(key: str, asked: dict, find: Callable[[], str]) -> str:
-    """The answer in the file of this key. Where there is none, this process or one beside it finds it."""
+def _keep(asked: dict, find: Callable[[], str]) -> str:
+    """The answer in the file of what is asked. Where there is none, this process or one beside it finds it."""
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
     file = folder() / f'{key}.json'
     lock = file.with_suffix('.lock')
     end = time.monotonic() + PATIENCE
@@ -182,8 +179,9 @@ def _keep(key: str, asked: dict, find: Callable[[], str]) -> str:
         if answer is None:
             answer = find()
             partial = file.with_suffix(f'.{os.getpid()}')
-            partial.write_text(json.dumps(dict(asked, answer=answer), indent=1))
-            partial.replace(file)
+            with suppress(OSError):  # a full disk: the next process asks again
+                partial.write_text(json.dumps(dict(asked, answer=answer), indent=1))
+                partial.replace(file)
         return answer
     finally:
         lock.unlink(missing_ok=True)
@@ -256,10 +254,15 @@ def _why_wrong(question: Question, size, training) -> str:
             return f'{name} is missing'
         if not torch.isfinite(found[name]).all():
             return f'{name} is not finite'
-        difference = ((found[name] - right).abs().max() / right.abs().max()).item()
-        if not difference <= tolerance:
-            return f'{name} differs by {difference:.2g} of the largest value, more than {tolerance:g}'
+        share = difference(found[name], right)
+        if not share <= tolerance:
+            return f'{name} differs by {share:.2g} of the largest value, more than {tolerance:g}'
     return ''
+
+
+def difference(found: Tensor, right: Tensor) -> float:
+    """The largest difference from the right numbers, which are of float64 on the CPU, as a share of the largest."""
+    return ((found.double().cpu() - right).abs().max() / right.abs().max()).item()
 
 
 def _lost_device(device: str) -> Exception | None:
