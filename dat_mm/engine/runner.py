@@ -24,7 +24,7 @@ from .fetching import build_dataset, fetch_by_draw, fetch_named
 from .finite_losses import FiniteLosses
 from .hanging import EndWhenHung
 from .seeds import IterationSeed, add_draws, undivided
-from .stopping import StopOnSignal, ValidateAgain
+from .stopping import StopOnSignal, ValidateAgain, done_of_epoch
 
 
 class _AlreadySkipped:
@@ -63,7 +63,7 @@ def begin_inside_epoch(loop: EpochBasedTrainLoop, done: int) -> None:
 class Runner(MMEngineRunner):
     """mmengine's Runner with seeds by place in the run (seeds.py), checkpoints written whole, and DDP on the CPU."""
 
-    _iterations_done = 0
+    _iterations_done = _epochs_done = 0
     _group = None  # samples that are put together, by aspect ratio for instance: the batch size of a run's first start
     _builds_training_data = False
     _end_when_hung = None
@@ -114,7 +114,7 @@ class Runner(MMEngineRunner):
             else:
                 self._load_from = str(self._load_from)
                 meta = read_meta(self._load_from)
-                self._iterations_done = meta['iter']
+                self._iterations_done, self._epochs_done = meta['iter'], meta['epoch']
                 self._take_batches_from(meta)
                 if meta.get('seed') is not None:
                     self._randomness_cfg['seed'] = meta['seed']
@@ -146,7 +146,7 @@ class Runner(MMEngineRunner):
             self._builds_training_data = False
         skipped = getattr(loop.dataloader.batch_sampler, 'skip', 0)
         if isinstance(loop, EpochBasedTrainLoop):
-            done = self._iterations_done % len(loop.dataloader)
+            done = done_of_epoch(self._iterations_done, self._epochs_done, len(loop.dataloader))
             if done:
                 begin_inside_epoch(loop, done)
         elif skipped and not getattr(loop, 'fast_forward_on_resume', False):  # OneDL's loop draws no batches

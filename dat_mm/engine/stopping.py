@@ -110,6 +110,14 @@ class StopOnSignal(Hook):
         raise SystemExit(REQUEUE)
 
 
+def done_of_epoch(iterations: int, epochs: int, length: int) -> int:
+    """How many iterations of an epoch that is not done yet are done, of so many iterations and epochs of the run.
+
+    All of them are where a checkpoint was written after the last one, before the epoch was counted.
+    """
+    return length if iterations == (epochs + 1) * length else iterations % length
+
+
 class ValidateAgain(Hook):
     """Validates first where a resumed checkpoint was written just before a validation.
 
@@ -125,8 +133,8 @@ class ValidateAgain(Hook):
         loop = runner.train_loop
         by_epoch = hasattr(loop, 'run_epoch')
         done = loop._epoch if by_epoch else loop._iter
-        if by_epoch and loop._iter % len(loop.dataloader):
-            return  # inside an epoch
+        if by_epoch and done_of_epoch(loop._iter, loop._epoch, len(loop.dataloader)):
+            return
         loop._decide_current_val_interval()
         if done and done >= loop.val_begin and (done % loop.val_interval == 0):
             runner.val_loop.run()

@@ -1,5 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses
+from runs import losses, run
 
-from dat_mm.engine.checkpoints import read_meta
+from dat_mm.engine.checkpoints import latest_checkpoint, read_meta
 from dat_mm.untrusted import read
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,29 @@ def test_a_killed_run_goes_on_bit_for_bit(scope, tiny_config, tmp_path):
     assert all(whole[step] == loss for step, loss in before.items())
     weights = [read(tmp_path / run / last)['state_dict'] for run in ('whole', 'killed')]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.slow
+def test_the_last_iteration_of_an_epoch_is_resumed_once(tiny_config, tmp_path):
+    """A checkpoint by iteration is written before the epoch counts as done, and the epoch is not done again."""
+    config = tiny_config('mmpretrain')
+    text = config.read_text()
+    settings = (
+        "default_hooks['checkpoint'].update(by_epoch=False, interval=3)\n"  # an epoch has three
+        "train_dataloader['batch_size'] = 2\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n"
+    )
+    config.write_text(f'{text}\n{settings}')
+    whole = run(config, tmp_path / 'whole', '--seed', 3)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert read_meta(tmp_path / 'whole' / 'iter_3.pth')['epoch'] == 0
+    (tmp_path / 'resumed').mkdir()
+    shutil.copy(tmp_path / 'whole' / 'iter_3.pth', tmp_path / 'resumed')
+    resumed = run(config, tmp_path / 'resumed', '--resume')
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+
+    of_whole = losses(tmp_path / 'whole')
+    assert losses(tmp_path / 'resumed') == {step: loss for step, loss in of_whole.items() if step > 3}
+    ends = [read(latest_checkpoint(tmp_path / name)) for name in ('whole', 'resumed')]
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(ends[0][part][key], ends[1][part][key]) for key in ends[0][part])
