@@ -1,12 +1,15 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Blocks and stages, built from a StageSpec."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..arch import Generation, Site, StageSpec
+from ..ops.remaking import cheaply
 from .attention import ATTENTION
 from .layers import MLP, ConvMLP, DropPath, conv_last
+from .recompute import recompute
 
 MLP_RATIO = 4
 
@@ -29,16 +32,28 @@ class Block(nn.Module):
         self.attn = ATTENTION[kind].from_spec(spec, site)
         self.drop_path1 = DropPath(drop_path)
 
+    def attend(self, x: Tensor) -> Tensor:
+        """What attention adds to the map."""
+        return self.drop_path1(self.attn(cheaply(self.norm1, x)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What the MLP adds to the map."""
+        return self.drop_path2(self.mlp(cheaply(self.norm2, x)))
+
+    def run(self, part: Callable, x: Tensor) -> Tensor:
+        """Runs a part of the block. With with_cp='auto' it is Recomputing.run of recompute.py."""
+        return part(x)
+
     def mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map that the output of the MLP is added to, and the map that the MLP gets."""
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.run(self.attend, x)
         return x, x
 
     def forward(self, x: Tensor) -> Tensor:
         if self.local_perception is not None:
             x = x + conv_last(self.local_perception, x)
         x, mixed = self.mix(x)
-        return x + self.drop_path2(self.mlp(self.norm2(mixed)))
+        return x + self.run(self.transform, mixed)
 
 
 class ConvBlock(Block):
@@ -55,7 +70,7 @@ class ConvBlock(Block):
 class Stage(nn.Module):
     """The blocks of a stage, one after the other.
 
-    With with_cp, each is computed again in the backward pass instead of keeping its activations.
+    With with_cp=True, each is computed again in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -70,8 +85,5 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.with_cp and self.training:
-                x = checkpoint(block, x, use_reentrant=False)  # a re-entrant checkpoint breaks under DDP
-            else:
-                x = block(x)
+            x = recompute(block, x) if self.with_cp and self.training else block(x)
         return x

@@ -9,6 +9,7 @@ from torch.nn.modules import module as torch_module
 from .. import ops
 from ..ops.backends import FEED_FORWARD, LINEAR, for_op
 from ..ops.layout import pad_to_multiple
+from ..ops.remaking import cheaply
 
 
 def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class ConvMLP(MLP):
 
     def hidden(self, x: Tensor) -> Tensor:
         x = self.drop1(self.linear1(x))
-        return F.gelu(x + conv_last(self.conv, x))
+        return cheaply(F.gelu, x + conv_last(self.conv, x))
 
     def between(self) -> dict:
         return dict(conv_weight=self.conv.weight, conv_bias=self.conv.bias)

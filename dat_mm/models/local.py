@@ -11,6 +11,7 @@ from ..arch import Site, StageSpec
 from ..ops import windows
 from ..ops.backends import NEIGHBORHOOD, WINDOW, for_op
 from ..ops.layout import contiguous, crop_last, pad_to_least
+from ..ops.remaking import cheaply
 from .backend import set_backend
 from .layers import Projection
 from .position_bias import bicubic
@@ -52,7 +53,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         H, W, C = x.shape[1:]
-        x = windows.split(x, self.window_size, self.shift)  # (B, rows, columns, N, C)
+        x = cheaply(lambda x: windows.split(x, self.window_size, self.shift), x)  # (B, rows, columns, N, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(4, 0, 1, 2, 5, 3, 6)
         mask = None
         if self.shift:

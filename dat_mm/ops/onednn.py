@@ -9,20 +9,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .tracing import compiling
+from .tracing import autocast_dtype, compiling
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 # On a processor without AVX-512, oneDNN has no products in bfloat16 and raises an error.
 DTYPES = [torch.float32]
 if AVAILABLE and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     DTYPES.append(torch.bfloat16)
-
-
-def autocast_dtype() -> torch.dtype | None:
-    """The dtype of autocast on the CPU, or None where it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
-        return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = 'none') -> Tensor:
@@ -59,7 +52,7 @@ class LinearFunction(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
     if torch.is_grad_enabled():
         return reference.activate(LinearFunction.apply(x, weight, bias), activation)
-    dtype = autocast_dtype() or x.dtype
+    dtype = autocast_dtype('cpu') or x.dtype
     x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
     return multiply(x, weight, bias, activation)
 
@@ -71,7 +64,7 @@ def why_not(x: Tensor, weight: Tensor, **call) -> str | None:
         return f'oneDNN is for a CPU, and x is on {x.device.type}'
     if compiling():
         return 'a compiler sees plain operators only'
-    autocast = autocast_dtype()
+    autocast = autocast_dtype('cpu')
     if torch.is_grad_enabled():
         if x.dtype == weight.dtype == torch.float32 and autocast is None:
             return None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import onednn, reference
+from .remaking import cheaply
 from .tracing import compiling
 
 IN_CACHE = 12 << 20  # bytes of the map between the layers, for one part
@@ -58,7 +59,7 @@ def layers(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias, *,
         x = layer(x, weight1, bias1, 'gelu')
     else:
         x = convolve(layer(x, weight1, bias1, 'none'), conv_weight, conv_bias)
-        x = F.gelu(x[:, kept])
+        x = cheaply(F.gelu, x[:, kept])
     return layer(x, weight2, bias2, 'none')
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from . import grid
 from .layout import contiguous
+from .remaking import cheaply
 
 ACTIVATIONS = ('none', 'gelu')
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    return F.gelu(x) if activation == 'gelu' else x
+    return cheaply(F.gelu, x) if activation == 'gelu' else x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
@@ -28,7 +29,7 @@ def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bi
         hidden, reach = conv_weight.shape[0], conv_weight.shape[-1] // 2
         first = x.permute(0, 3, 1, 2)
         x = (F.conv2d(first, conv_weight, conv_bias, padding=reach, groups=hidden) + first).permute(0, 2, 3, 1)
-    return F.linear(F.gelu(x), weight2, bias2)
+    return F.linear(cheaply(F.gelu, x), weight2, bias2)
 
 
 def average_values(logits: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
