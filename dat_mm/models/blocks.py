@@ -6,10 +6,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..arch import Generation, Site, StageSpec
+from ..ops.recomputing import recompute
 from ..ops.remaking import cheaply
 from .attention import ATTENTION
 from .layers import MLP, ConvMLP, DropPath, conv_last
-from .recompute import recompute
 
 MLP_RATIO = 4
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         return self.drop_path2(self.mlp(cheaply(self.norm2, x)))
 
     def run(self, part: Callable, x: Tensor) -> Tensor:
-        """Runs a part of the block. With with_cp='auto' it is Recomputing.run of recompute.py."""
+        """Runs a part of the block. With with_cp='auto' it is Recomputing.run of ops/recomputing.py."""
         return part(x)
 
     def mix(self, x: Tensor) -> tuple[Tensor, Tensor]:

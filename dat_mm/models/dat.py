@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..arch import GENERATIONS, Site, resolve
 from ..ops.layout import channels_first, channels_last
+from ..ops.recomputing import Recomputing
 from ..registry import MODELS
 from .backend import set_backend
 from .blocks import Stage
 from .layers import ConvStem, OverlappingConv, PatchConv
 from .pretrained import fit_tables, load_pretrained
-from .recompute import Recomputing
 
 
 def _pair(size) -> tuple[int, int]:
@@ -150,8 +150,8 @@ class DAT(BaseModule):
                 outputs.append(channels_first(getattr(self, f'norm{i}')(x)))
             if i + 1 < len(self.stages):
                 x = self.downsamples[i](x)
-        if self.recomputing is not None:
-            self.recomputing.choose()
+        if self.recomputing is not None and (chosen := self.recomputing.choose()):
+            print_log(f"with_cp='auto': {chosen}", logger='current')
         return tuple(outputs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

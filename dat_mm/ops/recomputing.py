@@ -2,7 +2,7 @@
 """with_cp='auto': parts of blocks that give much memory for little time are computed again in the backward.
 
 The attention and the MLP of each block are such parts, with their norms. The first training step measures what each
-keeps and how long it takes. From then on a part keeps all, makes what is cheap again (ops/remaking.py), or makes
+keeps and how long it takes. From then on a part keeps all, makes what is cheap again (remaking.py), or makes
 everything again. No number depends on that, so processes and runs that choose otherwise agree to the bit.
 """
 
@@ -12,12 +12,11 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops.remaking import remaking
-from ..ops.tracing import compiling
+from .remaking import remaking
+from .tracing import compiling
 
 SHARE = 0.05  # of the time of forward and backward may go into computing again
 BACKWARD = 2.0  # the time of a backward over that of the forward
@@ -66,11 +65,12 @@ class Recomputing:
             self.costs[name] = measure(part, x)
         return (self.ways or {}).get(name, recompute)(part, x)
 
-    def choose(self) -> None:
-        """Ends the measurement, if there was one, and chooses."""
-        if self.ways is None and self.costs:
-            self.ways, told = choose(self.costs)
-            print_log(f"with_cp='auto': {told}", logger='current')
+    def choose(self) -> str | None:
+        """Ends the measurement, if there was one, chooses, and says what."""
+        if self.ways is not None or not self.costs:
+            return None
+        self.ways, told = choose(self.costs)
+        return told
 
 
 def choose(costs: dict[str, Cost]) -> tuple[dict[str, Callable], str]:

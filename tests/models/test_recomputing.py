@@ -10,8 +10,8 @@ import torch.nn.functional as F
 pytest.importorskip('mmengine')
 
 from dat_mm import DAT
-from dat_mm.models import recompute
-from dat_mm.models.recompute import Cost, choose, keep, remake
+from dat_mm.ops import recomputing
+from dat_mm.ops.recomputing import Cost, choose, keep, recompute, remake
 from dat_mm.ops.remaking import cheaply, remaking
 
 NANO = ['dat-nano', 'datpp-nano']
@@ -36,13 +36,13 @@ def built(arch, with_cp, **options):
 @pytest.mark.parametrize('share', [0.02, 0.1, 1.0])
 @pytest.mark.parametrize('arch', NANO)
 def test_auto_changes_no_number(arch, share, monkeypatch):
-    monkeypatch.setattr(recompute, 'SHARE', share)
+    monkeypatch.setattr(recomputing, 'SHARE', share)
     x = torch.randn(2, 3, 64, 96)
     models = built(arch, False), built(arch, 'auto')
     expected, ours = (gradients(model, x) for model in models)
     assert all(torch.equal(a, b) for a, b in zip(expected, ours, strict=True))
     ways = set(models[1].recomputing.ways.values())
-    assert ways == {recompute.recompute} if share == 1 else ways & {remake, recompute.recompute}
+    assert ways == {recompute} if share == 1 else ways & {remake, recompute}
 
 
 def test_auto_changes_no_number_under_autocast():
@@ -83,17 +83,17 @@ def test_the_most_memory_for_the_time_is_chosen():
         'too long': Cost(900 * mb, 2.40, 0, 0.0),
     }
     ways, told = choose(costs)  # 5 % of three times 3 s are 0.45 s
-    assert ways == {'large and quick': recompute.recompute, 'small and slow': remake, 'too long': keep}
+    assert ways == {'large and quick': recompute, 'small and slow': remake, 'too long': keep}
     assert '101 of 1006 MB' in told and told.endswith('1.1% of the time')
 
 
 @pytest.mark.parametrize('share', [0.001, 0.01, 0.05, 0.3])
 def test_the_share_is_kept(share, monkeypatch):
-    monkeypatch.setattr(recompute, 'SHARE', share)
+    monkeypatch.setattr(recomputing, 'SHARE', share)
     numbers = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)).tolist()
     costs = {str(i): Cost(int(a * 1e8), b, int(c * 1e8), b * d * 0.1) for i, (a, b, c, d) in enumerate(numbers)}
     ways, _ = choose(costs)
-    took = {keep: lambda cost: 0, remake: lambda cost: cost.cheap_seconds, recompute.recompute: lambda c: c.seconds}
+    took = {keep: lambda cost: 0, remake: lambda cost: cost.cheap_seconds, recompute: lambda c: c.seconds}
     spent = sum(took[way](costs[name]) for name, way in ways.items())
     assert 0 < spent <= share * 3 * sum(cost.seconds for cost in costs.values())
 
