@@ -29,12 +29,13 @@ class Case:
     task: str = 'features'
     device: str = 'cpu'
     compiled: bool = False  # whether torch.compile is applied
+    with_cp: bool | str = False  # what is computed again in the backward, as in dat_mm.DAT
 
     @property
     def name(self) -> str:
-        """Names the model, and in brackets its backend and torch.compile where they are not the default."""
+        """Names the model, and in brackets its backend, torch.compile and with_cp where they are not the default."""
         how = [] if self.backend in (None, 'auto') else [self.backend]
-        how += ['compiled'] * self.compiled
+        how += ['compiled'] * self.compiled + [f'with_cp={self.with_cp}'] * bool(self.with_cp)
         return f'{self.model} ({", ".join(how)})' if how else self.model
 
     @property

@@ -81,8 +81,8 @@ def build(case: Case) -> nn.Module:
     if package == 'mmpretrain':
         return build_mmpretrain(case, *name.split('/'))
     if case.task == 'classify':
-        return Classifier(DAT(case.model, backend=case.backend), CLASSES)
-    return DAT(case.model, out_indices=STAGES, backend=case.backend)
+        return Classifier(DAT(case.model, backend=case.backend, with_cp=case.with_cp), CLASSES)
+    return DAT(case.model, out_indices=STAGES, backend=case.backend, with_cp=case.with_cp)
 
 
 def count_logits(model: nn.Module, size) -> int:

@@ -64,6 +64,7 @@ def cpu_suite() -> list[Group]:
     """Lists the targets on the CPU."""
     tiny, tiny_pp = Case('dat-tiny', (800, 1280)), Case('datpp-tiny', (800, 1280))
     step = Case('dat-tiny', (512, 512), mode='training')
+    lean = replace(step, with_cp='auto')
     huge = Case('dat-tiny', (2048, 2048))
     groups = [
         Group(
@@ -82,7 +83,7 @@ def cpu_suite() -> list[Group]:
         ),
         Group(
             'training-512',
-            (step, reference(step)),
+            (step, lean, reference(step)),
             3,
             (
                 Target(
@@ -94,6 +95,10 @@ def cpu_suite() -> list[Group]:
                     0.5,
                     (step, reference(step)),
                 ),
+                Target(
+                    "the same with with_cp='auto': memory over the reference", 'memory', 0.6, (lean, reference(step))
+                ),
+                Target("with_cp='auto': time over that without it", 'time', 1.05, (lean, step)),
             ),
             launches=3,
         ),
