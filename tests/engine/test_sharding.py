@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip('mmengine')
 
-from runs import ROOT, add_plugin, run
+from runs import ROOT, add_plugin, losses, run
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
@@ -60,6 +60,21 @@ def test_two_processes_share_a_model(tiny_config, tmp_path):
     tested = run(config, tmp_path / 'tested', last, '--out', out, tool='test.py')
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert f'accuracy/top1: {json.loads(out.read_text())["accuracy/top1"]:.4f}' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sharded', [False, True], ids=['ddp', 'fsdp'])
+def test_recomputing_by_measured_cost_changes_no_loss(sharded, tiny_config, tmp_path):
+    """The two processes measure for themselves."""
+    config = tiny_config('mmpretrain')
+    if sharded:
+        config.write_text(f"{config.read_text()}\nstrategy = dict(type='ShardedStrategy')\n")
+    for name, with_cp in (('plain', False), ('auto', 'auto')):
+        settings = ('train_cfg.max_epochs=1', f'model.backbone.with_cp={with_cp}')
+        done = run(config, tmp_path / name, '--seed', 3, '--cfg-options', *settings, processes=2)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("with_cp='auto': of " in done.stdout) == (name == 'auto')
+    assert losses(tmp_path / 'auto') == losses(tmp_path / 'plain') != {}
 
 
 def test_the_config_is_that_of_the_base_model():
