@@ -77,7 +77,7 @@ def cpu_suite() -> list[Group]:
                     'dat-tiny, 800x1280, inference: memory over the reference', 'memory', 1 / 3, (tiny, reference(tiny))
                 ),
                 Target("dat-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.4, (tiny, peer(tiny, SWIN))),
-                Target("datpp-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.6, (tiny_pp, peer(tiny, SWIN))),
+                Target("datpp-tiny, 800x1280, inference: time over Swin-T's", 'time', 1.5, (tiny_pp, peer(tiny, SWIN))),
             ),
             launches=3,
         ),
