@@ -20,7 +20,8 @@ from ..layout import round_up
 from ..tracing import exporting, needs_gradient
 from . import interprets, power_of_2, precision, rows, why_not_heads
 
-WORKSPACE = 48 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
+WORKSPACE = 72 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
+ROWS = 16  # of the map, which table_gradient takes at a time
 PROGRAMS = 512  # of a backward, at least, where there is work for them: enough for a large GPU
 LARGEST = 60000.0  # absolute value of a cell in a float16 table
 MOST_CELLS = 300  # of a table along an axis, since places in it are int32 with 22 bits after the point
@@ -38,11 +39,11 @@ class Blocks(NamedTuple):
 
 # Blocks of the forward and of the backward, by the greatest width of a head and the bytes of a number.
 BLOCKS = {
-    (32, 2): (Blocks(64, 32, 4, 1), Blocks(32, 64, 4, 1)),
+    (32, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
     (64, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
     (128, 2): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
     (32, 4): (Blocks(64, 32, 4, 1), Blocks(16, 64, 4, 1)),
-    (64, 4): (Blocks(64, 32, 4, 1), Blocks(32, 32, 8, 1)),
+    (64, 4): (Blocks(64, 32, 4, 1), Blocks(16, 32, 4, 1)),
     (128, 4): (Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
 }
 
@@ -155,13 +156,14 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     # The backward of the softmax subtracts this from the gradients of all weights of a query.
     shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()
     _, blocks = blocks_of(q)
-    band = max(1, min(call.H, WORKSPACE // max(1, B * M * K * call.W)))
-    band = -(-call.H // -(-call.H // band))
+    band = rows_of_a_band(B * M * K * call.W, call.H)
     programs = B * M * -(-K // blocks.keys)
     splits = max(1, min(-(-PROGRAMS // max(1, programs)), band * call.W // (4 * blocks.queries)))
-    pitch = round_up(band * call.W, 16)
+    pitch = round_up(band * call.W, blocks.queries)
     workspace = q.new_empty(B * M, K, pitch)
-    of_k, of_v, of_points = (q.new_zeros(splits, B * M, K, n, dtype=torch.float32) for n in (D, D, 2))
+    at_once = splits == 1 and band == call.H  # so nothing is left to be added up
+    of_k, of_v = (q.new_empty(splits, B, M, K, D, dtype=q.dtype if at_once else torch.float32) for _ in 'kv')
+    of_points = q.new_empty(splits, B, call.G, M // call.G, K, 2, dtype=torch.float32)
     of_q = q.new_empty(B, call.H, call.W, M, D).permute(0, 3, 1, 2, 4)
     keys = call.k.reshape(B * M, K, D)
     of_table = TableGradient(call, workspace) if table is not None else None
@@ -172,20 +174,26 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
             *(call.q, call.k, call.v, call.places, call.distances, call.table, grad, log_sum.contiguous(), shared),
             *(workspace, of_k, of_v, of_points),
             *(n for x in (call.q, call.k, call.v, grad) for n in x.stride()[:3]),
-            *(pitch, B * M, M, M // call.G, Q, K, *call.cells, first, last, splits, scale * LOG2_E),
+            *(pitch, B * M, M, M // call.G, Q, K, *call.cells, first, last, splits, scale * LOG2_E, *call.slopes),
             **call.blocks(blocks),
         )
         part = torch.bmm(workspace[..., : last - first].transpose(1, 2), keys)
         torch.mul(part.view(B, M, bottom - top, call.W, D), scale, out=of_q[:, :, top:bottom])
         if of_table is not None:
             of_table.add(top, bottom)
-    grads = [of_q, *(x.sum(0).mul_(n).view(k.shape).to(q.dtype) for x, n in ((of_k, scale), (of_v, 1.0)))]
+    grads = [of_q, *(x[0] if at_once else x.sum(0).to(q.dtype) for x in (of_k, of_v))]
     if table is None:
         return grads
-    of_points = of_points.sum(0).view(B, call.G, M // call.G, K, 2).sum(2)
-    for axis, slope in enumerate(call.slopes):
-        of_points[..., axis] *= slope / LOG2_E
-    return [*grads, of_points.to(points.dtype), of_table.sum().to(table.dtype)]
+    return [*grads, of_points.sum((0, 3)).to(points.dtype), of_table.sum().to(table.dtype)]
+
+
+def rows_of_a_band(logits: int, height: int) -> int:
+    """How many rows of the map the backward takes at a time, with so many logits in a row.
+
+    They are a multiple of the rows that table_gradient takes at a time, or all, unless memory is for fewer.
+    """
+    fit = WORKSPACE // max(1, logits)
+    return height if fit >= height else fit // ROWS * ROWS or max(1, fit)
 
 
 class TableGradient:
@@ -210,10 +218,10 @@ class TableGradient:
             *(*call.origins, *call.slopes, *call.steps),
             BLOCK_Y=self.tile[0],
             BLOCK_X=self.tile[1],
-            BLOCK_H=16,
-            BLOCK_W=32,
+            BLOCK_H=ROWS,
+            BLOCK_W=16 if call.W <= 16 else 32,
             PRECISION='tf32' if call.half else precision(),
-            num_warps=4,
+            num_warps=4 if max(self.tile) == 64 else 2,
             num_stages=1,
         )
 

@@ -8,10 +8,13 @@ the table for every key. Around the table is a ring of zeros, and all places fur
 `pair` is an image and a head. The n queries are in rows of `width`. y and x are places in the table, in cells.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
 ONE = tl.constexpr(4194304.0)
+LN_2 = tl.constexpr(math.log(2))
 BITS = tl.constexpr(22)  # after the point, in places in the table; from cell 4 on they are finer than float32
 SIZES = [
     'heads',
@@ -93,13 +96,13 @@ def words(word):
 
 @triton.jit
 def interpolate(table, keys, queries, cells_y, cells_x, HALF: tl.constexpr, UNIT: tl.constexpr):
-    """The bias (k, n) for the places of keys (k,) and queries (n,), and its slopes along y and x."""
+    """The bias (n, k) for the places of queries (n,) and keys (k,), and its slopes along y and x."""
     y, x = words(keys)
     along_y, along_x = words(queries)
-    y, part_y = cells_and_parts(y[:, None], along_y[None, :], cells_y, UNIT)
-    x, part_x = cells_and_parts(x[:, None], along_x[None, :], cells_x, UNIT)
+    y, part_y = cells_and_parts(y[None, :], along_y[:, None], cells_y, UNIT)
+    x, part_x = cells_and_parts(x[None, :], along_x[:, None], cells_x, UNIT)
     pitch = cells_x + 2
-    table += y * pitch + x
+    table += tl.max_contiguous(y * pitch + x, [2, 1])
     low, high = words(tl.load(table))
     if HALF:
         a, b = half_words(low)
@@ -175,12 +178,13 @@ def forward(
         at = start + i
         there = at < keys
         seen = there[:, None] & (d < D)[None, :]
-        key = tl.load(k + at[:, None] * k_step + d[None, :], mask=seen, other=0.0)
-        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         if TABLE:
             place = tl.load(places + at, mask=there, other=0)
             bias, _, _ = interpolate(table, place, far, cells_y, cells_x, HALF, UNIT)
-            logits += tl.trans(bias)
+        key = tl.load(k + at[:, None] * k_step + d[None, :], mask=seen, other=0.0)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        if TABLE:
+            logits += bias
         logits = tl.where(there[None, :], logits, float('-inf'))
         new = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - new[:, None])
@@ -234,6 +238,8 @@ def backward(
     last,
     splits,
     scale,
+    slope_y,
+    slope_x,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -245,8 +251,9 @@ def backward(
 ):
     """Adds to the gradients of k, v and points for a block of keys, from a share of the queries `first` to `last`.
 
-    These gradients have a copy for each share: (shares, pairs, keys, D or 2). The gradients of the logits are written
-    too: (pairs, keys, pitch), with queries `first` to `last` along the last axis.
+    These gradients have a copy for each share: (shares, pairs, keys, D or 2). Where `first` is 0, what is in them is
+    overwritten. The gradients of the logits are written too: (pairs, keys, pitch), with queries `first` to `last` along
+    the last axis, and zeros behind them up to a whole block. `pitch` is a multiple of BLOCK_Q.
     """
     blocks = tl.cdiv(keys, BLOCK_K)
     block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks % splits
@@ -263,22 +270,20 @@ def backward(
     key = tl.load(k + image * k_image + head * k_head + at[:, None] * k_step + d[None, :], mask=seen, other=0.0)
     value = tl.load(v + image * v_image + head * v_head + at[:, None] * v_step + d[None, :], mask=seen, other=0.0)
     of_logits += (pair * keys + at[:, None]) * pitch
-    copy = split * pairs + pair
-    of_k += (copy * keys + at[:, None]) * D + d[None, :]
-    of_v += (copy * keys + at[:, None]) * D + d[None, :]
-    acc_k = tl.load(of_k, mask=seen, other=0.0)
-    acc_v = tl.load(of_v, mask=seen, other=0.0)
+    acc_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     if TABLE:
         table += head * (cells_y + 3) * (cells_x + 2)
         place = tl.load(places + pair // per_group * keys + at, mask=there, other=0)
-        of_points += (copy * keys + at) * 2
-        acc_y = tl.load(of_points, mask=there, other=0.0)
-        acc_x = tl.load(of_points + 1, mask=there, other=0.0)
+        acc_y = tl.zeros([BLOCK_K], tl.float32)
+        acc_x = tl.zeros([BLOCK_K], tl.float32)
 
-    share = tl.cdiv(tl.cdiv(last - first, splits), BLOCK_Q) * BLOCK_Q
-    for start in range(first + split * share, tl.minimum(first + (split + 1) * share, last), BLOCK_Q):
-        n = start + i
-        within = n < last
+    size = last - first
+    share = tl.cdiv(tl.cdiv(size, splits), BLOCK_Q) * BLOCK_Q
+    for start in range(split * share, tl.minimum((split + 1) * share, size), BLOCK_Q):
+        here = start + i
+        within = here < size
+        n = first + here
         inside = within[:, None] & (d < D)[None, :]
         query = tl.load(q + n[:, None] * q_step + d[None, :], mask=inside, other=0.0)
         grads = tl.load(grad + n[:, None] * grad_step + d[None, :], mask=inside, other=0.0)
@@ -286,23 +291,36 @@ def backward(
         if TABLE:
             far = tl.load(distances + n, mask=within, other=0)
             bias, by_y, by_x = interpolate(table, place, far, cells_y, cells_x, HALF, UNIT)
-            logits += bias
+            logits += tl.trans(bias)
+        # Queries behind the last one have no weight.
         weights = tl.exp2(logits - tl.load(log_sum + n, mask=within, other=float('inf'))[None, :])
         acc_v = tl.dot(weights.to(grads.dtype), grads, acc_v, input_precision=PRECISION)
         of_weights = tl.dot(value, tl.trans(grads), input_precision=PRECISION)
         delta = weights * (of_weights - tl.load(shared + n, mask=within, other=0.0)[None, :])
         if TABLE:
-            acc_y += tl.sum(delta * by_y, 1)
-            acc_x += tl.sum(delta * by_x, 1)
+            acc_y += tl.sum(delta * tl.trans(by_y), 1)
+            acc_x += tl.sum(delta * tl.trans(by_x), 1)
         delta = delta.to(query.dtype)
         acc_k = tl.dot(delta, query, acc_k, input_precision=PRECISION)
-        tl.store(of_logits + (n - first)[None, :], delta, mask=there[:, None] & within[None, :])
+        tl.store(of_logits + here[None, :], delta, mask=there[:, None])
 
-    tl.store(of_k, acc_k, mask=seen)
-    tl.store(of_v, acc_v, mask=seen)
+    copy = split * pairs + pair
+    of_k += (copy * keys + at[:, None]) * D + d[None, :]
+    of_v += (copy * keys + at[:, None]) * D + d[None, :]
+    seen = (at < keys)[:, None] & (d < D)[None, :]
+    add(of_k, acc_k * (scale * LN_2), seen, first > 0)
+    add(of_v, acc_v, seen, first > 0)
     if TABLE:
-        tl.store(of_points, acc_y, mask=there)
-        tl.store(of_points + 1, acc_x, mask=there)
+        of_points += (copy * keys + at) * 2
+        add(of_points, acc_y * (slope_y * LN_2), there, first > 0)
+        add(of_points + 1, acc_x * (slope_x * LN_2), there, first > 0)
+
+
+@triton.jit
+def add(pointers, numbers, mask, to_what_is_there):
+    """Adds numbers to those in memory, or writes them over these."""
+    numbers += tl.load(pointers, mask=mask & to_what_is_there, other=0.0)
+    tl.store(pointers, numbers.to(pointers.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -367,9 +385,14 @@ def table_gradient(
     inside = (cell_y < cells_y)[:, None] & (cell_x < cells_x)[None, :]
     acc = tl.load(of_table, mask=inside, other=0.0)
     share = tl.cdiv(keys, splits)
-    for key in range(split * share, tl.minimum((split + 1) * share, keys)):
-        y = origin_y + slope_y * tl.load(points + key * 2)
-        x = origin_x + slope_x * tl.load(points + key * 2 + 1)
+    start, stop = split * share, tl.minimum((split + 1) * share, keys)
+    next_y = tl.load(points + start * 2, mask=start < stop, other=0.0)
+    next_x = tl.load(points + start * 2 + 1, mask=start < stop, other=0.0)
+    for key in range(start, stop):
+        y, x = origin_y + slope_y * next_y, origin_x + slope_x * next_x
+        # The point of the next key arrives while this one is added.
+        next_y = tl.load(points + key * 2 + 2, mask=key + 1 < stop, other=0.0)
+        next_x = tl.load(points + key * 2 + 3, mask=key + 1 < stop, other=0.0)
         top, bottom = reaching(y, step_y, low_y, low_y + BLOCK_Y - 1, last)
         left, right = reaching(x, step_x, low_x, low_x + BLOCK_X - 1, width)
         for i in range(tl.maximum(top, first), bottom, BLOCK_H):
