@@ -24,7 +24,10 @@ CASES = {
     'sampling': (sample_features, sampling_case, {'H': 7, 'W': 5, 'Hk': 3, 'Wk': 6, 'C': 10}),
 }
 KERNELS = {
-    'deformable_kernels': ('place_keys', 'place_queries', 'forward', 'backward', 'table_gradient'),
+    'deformable_kernels': (
+        *('pack', 'place_keys', 'place_queries', 'forward'),
+        *('shared_part', 'backward', 'table_gradient'),
+    ),
     'neighborhood_kernels': ('forward', 'backward_queries', 'backward_keys'),
     'sampling_kernels': ('forward', 'backward_points', 'backward_map'),
 }
@@ -219,6 +222,66 @@ def test_bands_and_shares_agree(monkeypatch, dtype, table):
     for name, x in outputs(deformable_attention, case, backend='triton').items():
         error = (x - expected[name]).abs().max() / expected[name].abs().max()
         assert error < (1e-4 if dtype == torch.float32 else 2e-2), name
+
+
+def test_places_of_queries_are_kept_for_later_calls_but_not_by_a_captured_graph(monkeypatch):
+    """What is made while a graph of CUDA is captured or warmed up lies in memory that the graph uses again."""
+    made, keep = [], fused.deformable.place_queries
+    keep.cache_clear()
+    kernels = importlib.import_module('dat_mm.ops.fused.deformable_kernels')
+    monkeypatch.setattr(kernels, 'place_queries', Counted(kernels.place_queries, made))
+    case = deformable_case(torch.float32, H=3, W=4, T=(3, 4), K=2, M=1, G=1)
+    case = {n: x.detach().to(DEVICE) for n, x in case.items()}
+    expected = deformable_attention(**case, backend='triton')
+    assert len(made) == 1 and torch.equal(deformable_attention(**case, backend='triton'), expected) and len(made) == 1
+    monkeypatch.setattr(fused.deformable, 'may_keep', lambda device: False)  # as on a stream that captures
+    for n in (2, 3):
+        assert torch.equal(deformable_attention(**case, backend='triton'), expected) and len(made) == n
+    assert keep.cache_info().currsize == 1
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = {n: mode.from_tensor(x) for n, x in case.items()}
+        deformable_attention(**fakes | {'q': fakes['q'][:, :, 1:]}, backend='triton')
+    assert keep.cache_info().currsize == 1
+
+
+class Counted:
+    """Wraps a kernel and writes each launch down."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(grid)
+        return self.kernel[grid]
+
+
+@needs_gpu
+def test_only_the_default_stream_keeps_tensors():
+    device = torch.device(DEVICE)
+    assert fused.deformable.may_keep(device)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert not fused.deformable.may_keep(device)
+
+
+def test_bands_are_of_whole_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr(fused.deformable, 'WORKSPACE', 1000)
+    rows = {
+        (logits, height): fused.deformable.rows_of_a_band(logits, height)
+        for logits, height in ((10, 100), (10, 101), (30, 50), (100, 14), (5000, 14), (0, 3))
+    }
+    assert list(rows.values()) == [100, 96, 32, 10, 1, 3]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=['float32', 'float16'])
+def test_packed_cells_of_a_table(dtype):
+    """Each cell lies beside its neighbours. Far values fit into float16, and NaN stays."""
+    table = torch.tensor([[[1.0, 2.0, 1e9], [float('nan'), -1e9, 5.0]]], device=DEVICE)
+    half = dtype == torch.float16
+    packed = fused.deformable.pack(table.mT.contiguous().mT, half).view(dtype).unflatten(-1, (5, -1))
+    padded = torch.nn.functional.pad(table / torch.tensor(2.0).log(), (1, 2, 1, 3))
+    padded = padded.clamp(-60000, 60000).half() if half else padded
+    corners = [padded[:, j : j + 5, i : i + 5] for j in range(2 if half else 1) for i in range(2)]
+    torch.testing.assert_close(packed, torch.stack(corners, -1), equal_nan=True)
 
 
 @each_op

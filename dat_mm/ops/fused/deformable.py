@@ -9,10 +9,10 @@ B batch, G groups, M heads, D head width, H x W the map, Q = H W queries, K keys
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import grid, library, proof
@@ -65,15 +65,17 @@ class Call:
         self.points = points.float().contiguous()
         self.half = q.dtype != torch.float32
         self.cells = (0, 0) if table is None else tuple(table.shape[1:])
-        places = [(0.0, 0.0)] * 2 if table is None else grid.table_origins((self.H, self.W), self.cells, convention)
-        self.origins, self.slopes = zip(*places, strict=True)
-        self.steps = (0.0, 0.0) if table is None else grid.table_steps((self.H, self.W), self.cells, convention)
-        self.unit = table is not None and all(abs(step - 1) < 1e-9 for step in self.steps)
         # Without a table these are placeholders, which the kernels do not read.
+        self.slopes, self.unit = (0.0, 0.0), False
         self.table = self.places = self.distances = self.points
         if table is not None:
-            self.table = pack(table, self.half)
-            self.places, self.distances = self.place_keys(), self.place_queries()
+            size = (self.H, self.W), self.cells, convention
+            self.origins, self.slopes = zip(*grid.table_origins(*size), strict=True)
+            self.steps = tuple(grid.table_steps(*size))
+            self.unit = all(abs(step - 1) < 1e-9 for step in self.steps)
+            self.table, self.places = pack(table, self.half), self.place_keys()
+            place = place_queries if may_keep(q.device) else place_queries.__wrapped__
+            self.distances = place(self.H, self.W, self.steps, self.unit, q.device)
         self.options = dict(
             D=self.D,
             BLOCK_D=power_of_2(self.D),
@@ -98,21 +100,33 @@ class Call:
         )
         return places
 
-    def place_queries(self) -> Tensor:
-        """How far each query stands from the first one: a pair of int32 in one int64."""
-        from . import deformable_kernels as kernels
-
-        distances = torch.empty(self.queries, dtype=torch.int64, device=self.points.device)
-        kernels.place_queries[(-(-self.queries // 256),)](
-            *(distances.view(torch.int32), self.queries, self.W, *self.steps), UNIT=self.unit, BLOCK=256
-        )
-        return distances
-
     def blocks(self, blocks: Blocks) -> dict:
         """The compile-time options of a launch with these blocks."""
         return self.options | dict(
             BLOCK_Q=blocks.queries, BLOCK_K=blocks.keys, num_warps=blocks.warps, num_stages=blocks.stages
         )
+
+
+def may_keep(device: torch.device) -> bool:
+    """Whether a tensor that is made now may be kept for later calls.
+
+    Not on a stream of the caller's own: there a CUDA graph may be captured or warmed up, which reuses memory, and what
+    is written there is not ready for other streams.
+    """
+    return device.type != 'cuda' or torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
+
+
+@lru_cache(maxsize=32)
+def place_queries(height: int, width: int, steps: tuple, unit: bool, device: torch.device) -> Tensor:
+    """How far each query stands from the first one: a pair of int32 in one int64."""
+    from . import deformable_kernels as kernels
+
+    queries = height * width
+    distances = torch.empty(queries, dtype=torch.int64, device=device)
+    kernels.place_queries[(-(-queries // 256),)](
+        *(distances.view(torch.int32), queries, width, *steps), UNIT=unit, BLOCK=256
+    )
+    return distances
 
 
 def pack(table: Tensor, half: bool) -> Tensor:
@@ -121,12 +135,17 @@ def pack(table: Tensor, half: bool) -> Tensor:
     A word has a cell and the next one in float32, or these and the two below in float16. Cells are multiplied by
     log2(e), because the kernels take powers of 2.
     """
-    table = F.pad(table.float() * LOG2_E, (1, 2, 1, 3))
-    if half:
-        table = table.clamp(-LARGEST, LARGEST).half()
-    beside = table[..., :-1], table[..., 1:]
-    corners = [x[:, :-1] for x in beside] + [x[:, 1:] for x in beside] * half
-    return torch.stack(corners, -1).view(torch.int64).squeeze(-1)
+    from . import deformable_kernels as kernels
+
+    heads, *cells = table.shape
+    packed = torch.empty(heads, cells[0] + 3, cells[1] + 2, dtype=torch.int64, device=table.device)
+    kernels.pack[(-(-packed.numel() // 256),)](
+        *(table.contiguous(), packed.view(torch.float16 if half else torch.float32), packed.numel(), *cells),
+        CORNERS=4 if half else 2,
+        LARGEST=LARGEST,
+        BLOCK=256,
+    )
+    return packed
 
 
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
@@ -153,8 +172,14 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     call = Call(q, k, v, points, table, convention)
     B, M, K, D, Q = call.B, call.M, call.K, call.D, call.queries
     grad = rows(grad.to(q.dtype).flatten(2, 3))
-    # The backward of the softmax subtracts this from the gradients of all weights of a query.
-    shared = (grad.float() * out.flatten(2, 3).float()).sum(-1).contiguous()
+    flat = rows(out.flatten(2, 3))
+    shared = q.new_empty(B, M, Q, dtype=torch.float32)
+    kernels.shared_part[(B * M * -(-Q // 64),)](
+        *(grad, flat, shared, *grad.stride()[:3], *flat.stride()[:3], M, Q),
+        D=D,
+        BLOCK_D=power_of_2(D),
+        BLOCK_Q=64,
+    )
     _, blocks = blocks_of(q)
     band = rows_of_a_band(B * M * K * call.W, call.H)
     programs = B * M * -(-K // blocks.keys)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 ONE = tl.constexpr(4194304.0)
+LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 BITS = tl.constexpr(22)  # after the point, in places in the table; from cell 4 on they are finer than float32
 SIZES = [
@@ -54,6 +55,21 @@ def place_queries(places, n, width, step_y, step_x, UNIT: tl.constexpr, BLOCK: t
         y, x = to_fixed(y * step_y), to_fixed(x * step_x)
     tl.store(places + at * 2, y, mask=at < n)
     tl.store(places + at * 2 + 1, x, mask=at < n)
+
+
+@triton.jit(do_not_specialize=['n', 'cells_y', 'cells_x'])
+def pack(table, packed, n, cells_y, cells_x, CORNERS: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    """Writes each cell of a table, times log2(e), beside its neighbours: n words of 2 corners, or of 4."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, x = at // (cells_x + 2), at % (cells_x + 2) - 1
+    head, y = row // (cells_y + 3), row % (cells_y + 3) - 1
+    for corner in tl.static_range(CORNERS):
+        j, i = y + corner // 2, x + corner % 2
+        inside = (at < n) & (j >= 0) & (j < cells_y) & (i >= 0) & (i < cells_x)
+        cell = tl.load(table + (head * cells_y + j) * cells_x + i, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+        if CORNERS == 4:  # in float16. NaN stays
+            cell = tl.where(cell > LARGEST, LARGEST, tl.where(cell < -LARGEST, -LARGEST, cell))
+        tl.store(packed + at * CORNERS + corner, cell.to(packed.dtype.element_ty), mask=at < n)
 
 
 @triton.jit
@@ -197,6 +213,37 @@ def forward(
     out += image * out_image + head * out_head
     tl.store(out + n[:, None] * out_step + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
     tl.store(log_sum + pair * queries + n, largest + tl.log2(total), mask=n < queries)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def shared_part(
+    grad,
+    out,
+    shared,
+    grad_image,
+    grad_head,
+    grad_step,
+    out_image,
+    out_head,
+    out_step,
+    heads,
+    queries,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    """Writes for each query what the backward of the softmax subtracts from the gradients of all its weights."""
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    image, head = pair // heads, pair % heads
+    n = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    inside = (n < queries)[:, None] & (d < D)[None, :]
+    grad += image * grad_image + head * grad_head
+    out += image * out_image + head * out_head
+    a = tl.load(grad + n[:, None] * grad_step + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(out + n[:, None] * out_step + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(shared + pair * queries + n, tl.sum(a * b, 1), mask=n < queries)
 
 
 @triton.jit(do_not_specialize=SIZES)
