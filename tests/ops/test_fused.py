@@ -363,6 +363,22 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
     assert all(row['spilled'] < 100 and row['shared'] < 100_000 for row in rows.values()), rows
 
 
+@pytest.mark.slow
+def test_no_lane_loads_two_words_of_a_table(tmp_path):
+    """Neighbouring queries are not neighbours in the table where a row ends, though a hint to Triton says so."""
+    code = """
+from dat_mm.benchmark.compile_kernels import compile_launch, record
+for convention in ('dat', 'datpp'):
+    for name, *launch in record('bfloat16', 32, convention):
+        if name in ('deformable forward', 'deformable backward'):
+            ptx = compile_launch(*launch, 90).asm['ptx']
+            assert 'ld.global.b64' in ptx and '.v2.b64' not in ptx and '.v4.b64' not in ptx, name
+"""
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | {'TRITON_CACHE_DIR': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
 def test_a_cpu_is_told_that_the_kernels_want_a_gpu():
     code = """
 import torch

@@ -230,7 +230,7 @@ class TableGradient:
         tiles = math.prod(-(-cells // n) for cells, n in zip(call.cells, self.tile, strict=True))
         self.programs = len(workspace) * tiles
         self.splits = max(1, min(-(-2 * PROGRAMS // max(1, self.programs)), call.K // 8))
-        self.total = workspace.new_zeros(self.splits, len(workspace), *call.cells, dtype=torch.float32)
+        self.total = workspace.new_empty(self.splits, len(workspace), *call.cells, dtype=torch.float32)
 
     def add(self, top: int, bottom: int) -> None:
         """Adds what rows `top` to `bottom` of the map give."""

@@ -118,6 +118,9 @@ def interpolate(table, keys, queries, cells_y, cells_x, HALF: tl.constexpr, UNIT
     y, part_y = cells_and_parts(y[None, :], along_y[:, None], cells_y, UNIT)
     x, part_x = cells_and_parts(x[None, :], along_x[:, None], cells_x, UNIT)
     pitch = cells_x + 2
+    # The hint says that neighbouring queries are neighbours in the table. That is not so where a row ends or steps are
+    # not 1. It only makes the lanes of a warp run along the queries: each loads one word, for no two are known to be
+    # aligned. Queries come first so that the layouts of other tensors, such as keys, are not taken.
     table += tl.max_contiguous(y * pitch + x, [2, 1])
     low, high = words(tl.load(table))
     if HALF:
@@ -354,7 +357,6 @@ def backward(
     copy = split * pairs + pair
     of_k += (copy * keys + at[:, None]) * D + d[None, :]
     of_v += (copy * keys + at[:, None]) * D + d[None, :]
-    seen = (at < keys)[:, None] & (d < D)[None, :]
     add(of_k, acc_k * (scale * LN_2), seen, first > 0)
     add(of_v, acc_v, seen, first > 0)
     if TABLE:
@@ -417,6 +419,8 @@ def table_gradient(
 ):
     """Adds A_y^T of_logits A_x to a tile of the table, for a share of the keys and queries in rows `first` to `last`.
 
+    Where `first` is 0, what is in the tile is overwritten.
+
     of_logits (pairs, keys, pitch) begins with the query at the start of row `first`. of_table is (shares, pairs, Y, X).
     """
     tiles_x = tl.cdiv(cells_x, BLOCK_X)
@@ -427,10 +431,9 @@ def table_gradient(
     cell_y, cell_x = low_y + tl.arange(0, BLOCK_Y), low_x + tl.arange(0, BLOCK_X)
     row, column = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W)
     points += pair // per_group * keys * 2
-    of_logits += pair * keys * pitch
     of_table += (split * pairs + pair) * cells_y * cells_x + cell_y[:, None] * cells_x + cell_x[None, :]
     inside = (cell_y < cells_y)[:, None] & (cell_x < cells_x)[None, :]
-    acc = tl.load(of_table, mask=inside, other=0.0)
+    acc = tl.load(of_table, mask=inside & (first > 0), other=0.0)
     share = tl.cdiv(keys, splits)
     start, stop = split * share, tl.minimum((split + 1) * share, keys)
     next_y = tl.load(points + start * 2, mask=start < stop, other=0.0)
@@ -447,7 +450,7 @@ def table_gradient(
             along = tl.zeros([BLOCK_H, BLOCK_X], tl.float32)
             for j in range(left, right, BLOCK_W):
                 columns = j + column
-                at = key * pitch + ((rows - first) * width)[:, None] + columns[None, :]
+                at = (pair * keys + key) * pitch + ((rows - first) * width)[:, None] + columns[None, :]
                 there = (rows < bottom)[:, None] & (columns < right)[None, :]
                 grads = tl.load(of_logits + at, mask=there, other=0.0)
                 hats = hat(x + columns.to(tl.float32)[:, None] * step_x - cell_x.to(tl.float32)[None, :])
