@@ -11,6 +11,7 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128  # channels of a head, at most
 FARTHEST = 2**31  # an image or head must span fewer numbers in memory, since kernels count with 32 bits
+MOST = 2**30  # of queries and of keys in all heads of a batch, so that grids and offsets into points have 31 bits
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 HAS_COMPILER = bool(os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang'))))  # Triton needs a C compiler
 
@@ -53,6 +54,14 @@ def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f'heads are {q.shape[-1]} wide, it takes {WIDEST} at most'
     if v.shape[-1] != q.shape[-1]:
         return f'v is {v.shape[-1]} wide and q {q.shape[-1]}: it wants the same'
+    # The output has the heads of a query side by side in memory, whatever the strides of q.
+    if q.shape[1:].numel() >= FARTHEST:
+        return f'q {tuple(q.shape)} is too large: 2^31 numbers or more an image'
+    if max(x.shape[:-1].numel() for x in (q, k)) >= MOST:
+        return f'q {tuple(q.shape)} or k {tuple(k.shape)} is too large: 2^30 rows or more'
+    # The backward of deformable attention keeps logits of all keys and of a row of the map, which it rounds up.
+    if k.shape[2] * (q.shape[3] + 64) >= FARTHEST:
+        return f'{k.shape[2]} keys and a map {q.shape[3]} wide are too large: 2^31 logits or more a row'
     return why_not(q, k, v)
 
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import library, proof
 from ..tracing import exporting, needs_gradient
-from . import power_of_2, precision, rows
+from . import FARTHEST, power_of_2, precision, rows
 from . import why_not as _why_not
 
 # Sizes of the blocks of a program; KEYS_OF_PIXELS are keys at a time in the gradient of the map.
@@ -20,11 +20,17 @@ PIXELS = 64
 KEYS_OF_PIXELS = 32
 
 
-def _sizes(x: Tensor, points: Tensor):
-    """The sizes that the kernels take, and the number of programs by blocks of keys."""
-    (B, H, W, C), G = x.shape, points.shape[1]
-    K = points.shape[2] * points.shape[3]
-    return (G, H, W, K, C // G), B * G * -(-K // KEYS)
+def _sizes(x: Tensor, points: Tensor) -> tuple[int, ...]:
+    """The sizes that the kernels take."""
+    (H, W, C), G = x.shape[1:], points.shape[1]
+    return G, H, W, points.shape[2] * points.shape[3], C // G
+
+
+def _programs(x: Tensor, points: Tensor) -> tuple[int, int]:
+    """The number of programs by blocks of keys, and by blocks of pixels and channels."""
+    G, H, W, K, C = _sizes(x, points)
+    pairs = x.shape[0] * G
+    return pairs * -(-K // KEYS), pairs * -(-H * W // PIXELS) * -(-C // _channels(x, points, CHANNELS))
 
 
 def _channels(x: Tensor, points: Tensor, most: int) -> int:
@@ -36,11 +42,10 @@ def forward(x: Tensor, points: Tensor) -> Tensor:
     from . import sampling_kernels as kernels
 
     out, x = _fake_forward(x, points), rows(x)
-    sizes, programs = _sizes(x, points)
-    kernels.forward[(programs,)](
+    kernels.forward[_programs(x, points)[:1]](
         *(x, points.float().contiguous(), out),
         *x.stride()[:3],
-        *sizes,
+        *_sizes(x, points),
         BLOCK_K=KEYS,
         BLOCK_C=_channels(x, points, CHANNELS),
         num_stages=1,
@@ -55,18 +60,17 @@ def backward(grad: Tensor, x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     x, grad, places = rows(x), grad.to(x.dtype).contiguous(), points.float().contiguous()
     of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     of_points = torch.empty_like(places)
-    sizes, programs = _sizes(x, points)
-    kernels.backward_points[(programs,)](
+    sizes, channels = _sizes(x, points), _channels(x, points, CHANNELS)
+    of_keys, of_pixels = _programs(x, points)
+    kernels.backward_points[(of_keys,)](
         *(x, places, grad, of_points),
         *x.stride()[:3],
         *sizes,
         BLOCK_K=KEYS,
-        BLOCK_C=_channels(x, points, CHANNELS),
+        BLOCK_C=channels,
         num_stages=1,
     )
-    (B, H, W, C), G = x.shape, points.shape[1]
-    channels = _channels(x, points, CHANNELS)
-    kernels.backward_map[(B * G * -(-H * W // PIXELS) * -(-C // (G * channels)),)](
+    kernels.backward_map[(of_pixels,)](
         *(places, grad, of_x),
         *sizes,
         BLOCK_P=PIXELS,
@@ -110,6 +114,10 @@ def sample_features(x: Tensor, points: Tensor) -> Tensor:
 
 
 def why_not(x, points) -> str | None:
+    """Why the kernels cannot take such a call, or None. Samples and gradients are contiguous, whatever the strides."""
+    G, H, W, K, C = _sizes(x, points)
+    if max(H * W, K) * G * max(C, 2) >= FARTHEST or max(_programs(x, points)) >= FARTHEST:
+        return f'x {tuple(x.shape)} or points {tuple(points.shape)} is too large: 2^31 numbers or more an image'
     return _why_not(x, of=1)
 
 
