@@ -111,6 +111,7 @@ def measure(compiled) -> dict:
     registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
     loop = Counter(longest_loop(listing))
     return dict(
+        threads=compiled.metadata.num_warps * 32,
         registers=int(registers),
         spilled=int(stack),
         shared=compiled.metadata.shared,
@@ -136,7 +137,7 @@ def compile_kernels(*, dtypes, widths, conventions, capability, as_json=False) -
     if as_json:
         json.dump(rows, sys.stdout)
         return
-    head = ('kernel', 'registers', 'spilled, bytes', 'shared, bytes', 'longest loop', 'slow ones')
-    print(f'| {" | ".join(head)} |\n|---|{"---:|" * 5}')
+    head = ('kernel', 'threads', 'registers', 'spilled, bytes', 'shared, bytes', 'longest loop', 'slow ones')
+    print(f'| {" | ".join(head)} |\n|---|{"---:|" * 6}')
     for name, row in rows.items():
         print(f'| {name} | {" | ".join(str(n) for n in row.values())} |')

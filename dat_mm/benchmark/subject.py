@@ -33,14 +33,20 @@ class Op(nn.Module):
         height, width = case.size
         keys = height * width
         dtype = torch.float32 if case.dtype == 'amp' else getattr(torch, case.dtype)
-        self.q = nn.Parameter(torch.randn(case.batch, 12, height, width, 32).to(dtype))
-        self.k, self.v = (nn.Parameter(torch.randn(case.batch, 12, keys, 32).to(dtype)) for _ in range(2))
-        self.points = nn.Parameter(torch.rand(case.batch, 3, keys, 2) * 2 - 1)
+        # As in the model, heads lie side by side in memory, and points near those of a grid.
+        self.q = nn.Parameter(torch.randn(case.batch, height, width, 12, 32).to(dtype))
+        self.k, self.v = (nn.Parameter(torch.randn(case.batch, keys, 12, 32).to(dtype)) for _ in range(2))
+        points = ops.grid.key_grid(height, width, 'dat').view(keys, 2)
+        self.points = nn.Parameter(points + torch.randn(case.batch, 3, keys, 2) / max(case.size))
         self.table = nn.Parameter(torch.randn(12, 27, 27))
 
     def forward(self, _):
         return ops.deformable_attention(
-            self.q, self.k, self.v, self.points, self.table, convention='dat', backend=self.backend
+            self.q.permute(0, 3, 1, 2, 4),
+            *(x.transpose(1, 2) for x in (self.k, self.v)),
+            *(self.points, self.table),
+            convention='dat',
+            backend=self.backend,
         )
 
 
