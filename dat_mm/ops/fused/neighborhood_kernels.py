@@ -31,17 +31,20 @@ def tile_of(heads, height, width, TILE: tl.constexpr):
 
 
 @triton.jit
-def logits_of(products, table, y, x, key_y, key_x, height, width, scale, TABLE: tl.constexpr, KERNEL: tl.constexpr):
-    """Logits of queries at y, x and keys at key_y, key_x, which broadcast. They are -inf where a key is not seen."""
+def bias_of(table, y, x, key_y, key_x, height, width, TABLE: tl.constexpr, KERNEL: tl.constexpr):
+    """The bias of queries at y, x and keys at key_y, key_x, which broadcast. It is -inf where a key is not seen.
+
+    Made before the product of queries and keys, it does not hold up the softmax of what that gives.
+    """
     # A query outside the map is treated as if it were at the border, to stay within the table.
     y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)
     start_y, start_x = start_of(y, height, KERNEL), start_of(x, width, KERNEL)
     seen = (key_y >= start_y) & (key_y < start_y + KERNEL) & (key_x >= start_x) & (key_x < start_x + KERNEL)
-    logits = products * scale
     if TABLE:
         at = (key_y - y + KERNEL - 1) * (2 * KERNEL - 1) + key_x - x + KERNEL - 1
-        logits += tl.load(table + at, mask=seen, other=0.0)
-    return tl.where(seen, logits, float('-inf'))
+        return tl.load(table + at, mask=seen, other=float('-inf'))
+    else:
+        return tl.where(seen, 0.0, float('-inf'))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -101,20 +104,8 @@ def forward(
         key_y = first_y + row + i // COLUMNS
         there = ((key_y < height) & (key_x < width))[:, None] & (d < D)[None, :]
         key = tl.load(k + (key_y * k_row + key_x * k_column)[:, None] + d[None, :], mask=there, other=0.0)
-        products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        logits = logits_of(
-            products,
-            table,
-            y[:, None],
-            x[:, None],
-            key_y[None, :],
-            key_x[None, :],
-            height,
-            width,
-            scale,
-            TABLE,
-            KERNEL,
-        )
+        bias = bias_of(table, y[:, None], x[:, None], key_y[None, :], key_x[None, :], height, width, TABLE, KERNEL)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + bias
         new = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - new[:, None])
         shrink = tl.exp2(largest - new)
@@ -197,34 +188,22 @@ def backward_queries(
 
     acc = tl.zeros([TILE * TILE, BLOCK_D], tl.float32)
     start_y, start_x = start_of(y, height, KERNEL)[:, None], start_of(x, width, KERNEL)[:, None]
+    of_logits += (((pair * height + y) * KERNEL * width + x) * KERNEL)[:, None]
     first_y, key_x = start_of(top, height, KERNEL), start_of(left, width, KERNEL) + i % COLUMNS
     for row in range(0, TILE + KERNEL - 1, ROWS):
         key_y = first_y + row + i // COLUMNS
         there = ((key_y < height) & (key_x < width))[:, None] & (d < D)[None, :]
         key = tl.load(k + (key_y * k_row + key_x * k_column)[:, None] + d[None, :], mask=there, other=0.0)
         value = tl.load(v + (key_y * v_row + key_x * v_column)[:, None] + d[None, :], mask=there, other=0.0)
-        products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        logits = logits_of(
-            products,
-            table,
-            y[:, None],
-            x[:, None],
-            key_y[None, :],
-            key_x[None, :],
-            height,
-            width,
-            scale,
-            TABLE,
-            KERNEL,
-        )
+        bias = bias_of(table, y[:, None], x[:, None], key_y[None, :], key_x[None, :], height, width, TABLE, KERNEL)
+        logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + bias
         of_weights = tl.dot(grads, tl.trans(value), input_precision=PRECISION)
         delta = (tl.exp2(logits - sums) * (of_weights - loss)).to(query.dtype)
         acc = tl.dot(delta, key, acc, input_precision=PRECISION)
         if TABLE:
             slot_y, slot_x = key_y[None, :] - start_y, key_x[None, :] - start_x
             seen = (slot_y >= 0) & (slot_y < KERNEL) & (slot_x >= 0) & (slot_x < KERNEL)
-            to = (((pair * height + y[:, None]) * KERNEL + slot_y) * width + x[:, None]) * KERNEL + slot_x
-            tl.store(of_logits + to, delta, mask=seen & within[:, None])
+            tl.store(of_logits + (slot_y * width * KERNEL + slot_x), delta, mask=seen & within[:, None])
 
     of_q += image * of_q_image + head * of_q_head + (y * of_q_row + x * of_q_column)[:, None] + d[None, :]
     tl.store(of_q, (acc * factor).to(of_q.dtype.element_ty), mask=inside)
@@ -312,20 +291,8 @@ def backward_keys(
         at = (pair * height + y) * width + x
         sums = tl.load(log_sum + at, mask=within, other=float('inf'))[None, :]
         loss = tl.load(shared + at, mask=within, other=0.0)[None, :]
-        products = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        logits = logits_of(
-            products,
-            table,
-            y[None, :],
-            x[None, :],
-            key_y[:, None],
-            key_x[:, None],
-            height,
-            width,
-            scale,
-            TABLE,
-            KERNEL,
-        )
+        bias = bias_of(table, y[None, :], x[None, :], key_y[:, None], key_x[:, None], height, width, TABLE, KERNEL)
+        logits = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale + bias
         weights = tl.exp2(logits - sums)
         acc_v = tl.dot(weights.to(grads.dtype), grads, acc_v, input_precision=PRECISION)
         delta = weights * (tl.dot(value, tl.trans(grads), input_precision=PRECISION) - loss)
