@@ -12,7 +12,7 @@ where needed, the rules of Backend. All of them are given every argument of the 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import dense, onednn, parts, proof, reference, separable, tiles, windows
+from . import dense, onednn, parts, portable, proof, reference, separable, tiles, windows
 from .fused import deformable as fused_deformable
 from .fused import neighborhood as fused_neighborhood
 from .fused import sampling as fused_sampling
@@ -48,11 +48,13 @@ DEFORMABLE = {
     'triton': _from(fused_deformable, 'deformable_attention', 'why_not', 'is_faster', 'is_proved'),
     'separable': _from(separable, 'deformable_attention', 'why_not', 'is_faster'),
     'dense': _from(dense, 'deformable_attention', 'why_not', 'is_faster'),
+    'portable': _from(portable, 'deformable_attention', 'why_not', 'is_faster'),
     'reference': _from(reference, 'deformable_attention'),
 }
 NEIGHBORHOOD = {
     'triton': _from(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster', 'is_proved'),
     'tiles': _from(tiles, 'neighborhood_attention', 'why_not'),
+    'portable': Backend(portable.neighborhood_attention, portable.why_not_tiles, portable.is_faster),
     'reference': _from(reference, 'neighborhood_attention'),
 }
 SAMPLING = {

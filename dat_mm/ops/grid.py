@@ -72,6 +72,11 @@ def table_coordinates(points: Tensor, size, table_size, convention: str) -> Tens
     return origins + slopes * points
 
 
+def query_positions(n: int, convention: str, dtype=torch.float32, device=None) -> Tensor:
+    """The positions of the queries along an axis, (n,)."""
+    return _axis(n, convention, False, dtype, device)
+
+
 def _grid(height, width, convention, keys, dtype, device):
     y = _axis(height, convention, keys, dtype, device)
     x = _axis(width, convention, keys, dtype, device)
