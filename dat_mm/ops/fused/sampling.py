@@ -116,7 +116,8 @@ def sample_features(x: Tensor, points: Tensor) -> Tensor:
 def why_not(x, points) -> str | None:
     """Why the kernels cannot take such a call, or None. Samples and gradients are contiguous, whatever the strides."""
     G, H, W, K, C = _sizes(x, points)
-    if max(H * W, K) * G * max(C, 2) >= FARTHEST or max(_programs(x, points)) >= FARTHEST:
+    numbers = (n * G * m for n in (H * W, K) for m in (C, 2))
+    if any(n >= FARTHEST for n in (*numbers, *_programs(x, points))):
         return f'x {tuple(x.shape)} or points {tuple(points.shape)} is too large: 2^31 numbers or more an image'
     return _why_not(x, of=1)
 
