@@ -23,5 +23,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = parents.Registry(
     'optimizer wrapper constructor',
     parent=parents.OPTIM_WRAPPER_CONSTRUCTORS,
     scope='dat_mm',
-    locations=['dat_mm.engine.layer_decay'],
+    locations=['dat_mm.engine.layer_decay', 'dat_mm.engine.joint_rules'],
 )

@@ -1,12 +1,14 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What tools/get_flops.py does: the parameters and multiply-adds of an arch or of a config's model, by stage."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +29,8 @@ class OneImage(nn.Module):
         self.model = model
 
     def forward(self, image):
+        if _takes_samples(self.model):
+            return self._forward_with_sample(image)
         if not hasattr(self.model, 'roi_head'):
             return self.model(image)
         features = self.model.extract_feat(image)
@@ -41,6 +45,21 @@ class OneImage(nn.Module):
                 outputs.append(head(image.new_empty(number, extractor.out_channels, *size)))
         return outputs
 
+    def _forward_with_sample(self, image):
+        """Gives DETRs and mask transformers the sizes of the image, which they ask its sample for."""
+        sample = BaseDataElement()
+        size = tuple(image.shape[-2:])
+        sample.set_metainfo(dict(batch_input_shape=size, img_shape=size))
+        head = getattr(self.model, 'panoptic_head', None) or getattr(self.model, 'decode_head', None)
+        if head is None:
+            return self.model(image, [sample])
+        return head(self.model.extract_feat(image), [sample])
+
+
+def _takes_samples(model) -> bool:
+    """Says whether a model has multi-scale deformable attention, as DETRs and Mask2Former have."""
+    return any(type(module).__name__ == 'MultiScaleDeformableAttention' for module in model.modules())
+
 
 def _stages(heads) -> list[nn.Module]:
     """Lists the heads of the stages of a cascade; an ordinary detector is a cascade of one stage."""
@@ -50,14 +69,21 @@ def _stages(heads) -> list[nn.Module]:
 
 
 def build_config(cfg: Config) -> nn.Module:
-    """Builds the model of a config on the 'meta' device: its parameters have shapes and no memory."""
+    """Builds the model of a config on the 'meta' device: its parameters have shapes and no memory.
+
+    DETRs and Mask2Former read the sizes of their levels out of tensors, so that they are built on the CPU.
+    """
     backbone = cfg.model.get('backbone', {})
     if 'init_cfg' in backbone:
         backbone.init_cfg = None
     # backbones of the toolboxes read numbers out of tensors while they are built
     device = 'meta' if backbone.get('type') == 'dat_mm.DAT' else 'cpu'
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'dat_mm')), torch.device(device):
-        return revert_sync_batchnorm(MODELS.build(cfg.model)).to('meta')
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'dat_mm')):
+        with torch.device(device):
+            model = MODELS.build(deepcopy(cfg.model))  # mmdet's DETRs write into what they are built from
+        if not _takes_samples(model):
+            return revert_sync_batchnorm(model).to('meta')
+        return revert_sync_batchnorm(model if device == 'cpu' else MODELS.build(deepcopy(cfg.model)))
 
 
 def count_arch(arch, shape, **options) -> list[Part]:
@@ -74,9 +100,14 @@ def count_config(path, shape) -> list[Part]:
     return count_model(model, shape)
 
 
+def _image(model, shape):
+    """Makes an image on the device of a model, which needs values where the model does."""
+    return torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
+
+
 def count_model(model, shape) -> list[Part]:
     """Counts the parts of a model that was built by `build_config` and has a DAT backbone."""
-    return count_parts(OneImage(model), torch.empty(1, 3, *shape, device='meta'), backbone='model.backbone')
+    return count_parts(OneImage(model), _image(model, shape), backbone='model.backbone')
 
 
 def count_macs(model, shape) -> int:
@@ -84,7 +115,7 @@ def count_macs(model, shape) -> int:
     if isinstance(model.backbone, DAT):
         return sum(part.macs for part in count_model(model, shape))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        OneImage(model).eval()(torch.empty(1, 3, *shape, device='meta'))
+        OneImage(model).eval()(_image(model, shape))
     return counter.get_total_flops() // 2
 
 

@@ -13,7 +13,7 @@ from .get_flops import build_config, count_macs
 from .prepare import import_toolbox
 
 GENERATIONS = {'dat': 'DAT', 'datp': 'DAT+', 'datpp': 'DAT++'}
-BACKBONES = {'SwinTransformer': 'Swin Transformer', 'ConvNeXt': 'ConvNeXt'}
+BACKBONES = {'SwinTransformer': 'Swin Transformer', 'ConvNeXt': 'ConvNeXt', 'ResNet': 'ResNet'}
 
 
 class Data(NamedTuple):
@@ -26,6 +26,7 @@ class Data(NamedTuple):
 DATA = {
     'ImageNet': Data('ImageNet-1k'),
     'CocoDataset': Data('COCO', (800, 1280)),
+    'CocoPanopticDataset': Data('COCO panoptic', (800, 1280)),
     'ADE20KDataset': Data('ADE20K', (512, 2048)),
 }
 SHAPES = 'dat_mm.Shapes'  # begins the names of the built-in data sets

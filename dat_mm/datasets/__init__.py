@@ -3,18 +3,26 @@
 
 from importlib import import_module
 
-from .classes import CLASSES, PALETTE, SHAPES_METAINFO, SHAPES_SEGMENTATION_METAINFO
+from .classes import CLASSES, PALETTE, SHAPES_METAINFO, SHAPES_PANOPTIC_METAINFO, SHAPES_SEGMENTATION_METAINFO
 
 _PUBLIC = {
     'ShapesClassification': '.toolboxes',
     'ShapesDetection': '.toolboxes',
+    'ShapesPanoptic': '.toolboxes',
     'ShapesSegmentation': '.toolboxes',
     'ensure_shapes': '.shapes',
     'write_mini_ade20k': '.miniature',
     'write_mini_coco': '.miniature',
     'write_mini_imagenet': '.miniature',
 }
-__all__ = ['CLASSES', 'PALETTE', 'SHAPES_METAINFO', 'SHAPES_SEGMENTATION_METAINFO', *_PUBLIC]
+__all__ = [
+    'CLASSES',
+    'PALETTE',
+    'SHAPES_METAINFO',
+    'SHAPES_PANOPTIC_METAINFO',
+    'SHAPES_SEGMENTATION_METAINFO',
+    *_PUBLIC,
+]
 
 
 def __getattr__(name):

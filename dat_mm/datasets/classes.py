@@ -18,3 +18,10 @@ PALETTE = [
 SHAPES_METAINFO = {'classes': CLASSES, 'palette': PALETTE}
 # For segmentation: in the files 0 is unlabelled (crowds), 1 the background, 2 to 9 the shapes.
 SHAPES_SEGMENTATION_METAINFO = {'classes': ('background', *CLASSES), 'palette': [(120, 120, 120), *PALETTE]}
+# For panoptic segmentation: the shapes are things, the background is stuff.
+SHAPES_PANOPTIC_METAINFO = {
+    'classes': (*CLASSES, 'background'),
+    'thing_classes': CLASSES,
+    'stuff_classes': ('background',),
+    'palette': [*PALETTE, (120, 120, 120)],
+}

@@ -10,6 +10,12 @@ from .store import build_once
 
 # COCO gives its 80 categories numbers from 1 to 90; these are not used.
 COCO_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+# COCO gives its 53 categories of stuff numbers from 92 to 200; these are used. The background of a scene is sky.
+COCO_STUFF_IDS = (
+    *(92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151, 154),
+    *(155, 156, 159, 161, 166, 168, 171, 175, 176, 177, 178, 180, 181, *range(184, 201)),
+)
+SKY = 187
 # Ten of ImageNet's 1000 classes: the folder, and its place in the sorted list.
 WNIDS = {
     'n01440764': 0,
@@ -46,18 +52,30 @@ def coco_categories():
     return [{'id': k, 'name': name, 'supercategory': 'thing'} for k, name in zip(ids, names, strict=True)]
 
 
+def coco_stuff():
+    """COCO's 53 categories of stuff with their ids, named as mmdet names them."""
+    from mmdet.datasets import CocoPanopticDataset
+
+    names = CocoPanopticDataset.METAINFO['stuff_classes']
+    pairs = zip(COCO_STUFF_IDS, names, strict=True)
+    return [{'id': k, 'name': name, 'supercategory': 'stuff'} for k, name in pairs]
+
+
 def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
     """Write a miniature of COCO 2017 and return its root.
 
-    It has `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`.
+    It has `train2017/`, `val2017/`, `annotations/{instances,panoptic}_{train,val}2017.json` and the maps of the latter
+    in `annotations/panoptic_{train,val}2017/`.
     """
     categories = coco_categories()
     category_ids = [categories[11 * k]['id'] for k in range(len(CLASSES))]
 
     def write(folder):
         from .annotate import annotate, coco_file, image_record
+        from .panoptic import write_panoptic
 
-        (folder / 'annotations').mkdir()
+        annotations = folder / 'annotations'
+        annotations.mkdir()
         for split, scenes in _scenes(num_train, num_val, seed, size):
             (folder / f'{split}2017').mkdir()
             images, records = [], []
@@ -69,9 +87,11 @@ def write_mini_coco(root, *, num_train=8, num_val=4, size=128, seed=0):
                 images.append(image_record(number, name, scene))
                 records += annotate(scene, number, category_ids)
             content = coco_file(images, records, categories, f'Miniature of COCO 2017, {split}')
-            (folder / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+            (annotations / f'instances_{split}2017.json').write_text(json.dumps(content))
+            panoptic = f'panoptic_{split}2017'
+            write_panoptic(content, coco_stuff(), SKY, annotations / f'{panoptic}.json', annotations / panoptic)
 
-    return _build(root, 'coco', num_train, num_val, size, seed, write)
+    return _build(root, 'coco with panoptic', num_train, num_val, size, seed, write)
 
 
 def write_mini_ade20k(root, *, num_train=8, num_val=4, size=128, seed=0):

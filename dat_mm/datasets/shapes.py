@@ -45,6 +45,21 @@ def ensure_shapes(root='data/shapes', *, num_train=1400, num_val=250, size=160, 
     return build_once(root, recipe, write)
 
 
+def ensure_panoptic(root):
+    """Write the panoptic annotations of a data set that is there to `root`/panoptic, unless they are there."""
+    root = Path(root)
+
+    def write(folder):
+        from .panoptic import write_panoptic
+
+        stuff = [{'id': len(CLASSES) + 1, 'name': 'background', 'supercategory': 'background'}]
+        for split in SPLITS:
+            instances = json.loads((root / 'annotations' / f'instances_{split}.json').read_text())
+            write_panoptic(instances, stuff, stuff[0]['id'], folder / f'{split}.json', folder / split)
+
+    return build_once(root / 'panoptic', {'kind': 'shapes panoptic', 'version': VERSION}, write)
+
+
 def map_scenes(function, count, workers=None):
     """The list [function(0), ..., function(count - 1)], computed on threads: OpenCV and NumPy release the GIL."""
     workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 4)

@@ -8,7 +8,7 @@ The types are functions, so that a toolbox is imported only when its own is call
 from mmengine.logging import print_log
 
 from ..registry import DATASETS
-from .classes import SHAPES_METAINFO, SHAPES_SEGMENTATION_METAINFO
+from .classes import SHAPES_METAINFO, SHAPES_PANOPTIC_METAINFO, SHAPES_SEGMENTATION_METAINFO
 
 
 def _prepare(split, data_root, make, lazy_init):
@@ -39,6 +39,24 @@ def ShapesDetection(split='train', data_root='data/shapes', make=None, lazy_init
 
 
 @DATASETS.register_module()
+def ShapesPanoptic(split='train', data_root='data/shapes', make=None, lazy_init=False, **settings):
+    """Shapes as mmdet's CocoPanopticDataset, with the background as stuff; its annotations are made on first use."""
+    from mmdet.datasets import CocoPanopticDataset
+
+    from .shapes import ensure_panoptic
+
+    _prepare(split, data_root, make, lazy_init)
+    if not lazy_init:
+        ensure_panoptic(data_root)
+    defaults = {
+        'ann_file': f'panoptic/{split}.json',
+        'data_prefix': {'img': f'images/{split}', 'seg': f'panoptic/{split}'},
+        'metainfo': SHAPES_PANOPTIC_METAINFO,
+    }
+    return CocoPanopticDataset(data_root=data_root, lazy_init=lazy_init, **{**defaults, **settings})
+
+
+@DATASETS.register_module()
 def ShapesSegmentation(split='train', data_root='data/shapes', make=None, lazy_init=False, **settings):
     """Shapes as mmseg's BaseSegDataset. 0 in a mask is ignored; the background is the first of nine classes."""
     from mmseg.datasets import BaseSegDataset
@@ -64,4 +82,5 @@ def ShapesClassification(split='train', data_root='data/shapes', make=None, lazy
 
 # A toolbox may ask the type of a dataset for its classes before there is a dataset.
 ShapesDetection.METAINFO = ShapesClassification.METAINFO = SHAPES_METAINFO
+ShapesPanoptic.METAINFO = SHAPES_PANOPTIC_METAINFO
 ShapesSegmentation.METAINFO = SHAPES_SEGMENTATION_METAINFO

@@ -1,0 +1,37 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# 128 channels, three layers each in pixel decoder and decoder, 50 queries and 1,024 points.
+_base_ = 'mask2former.py'
+
+model = dict(
+    data_preprocessor=dict(batch_augments=None),
+    backbone=dict(arch='datpp-nano', img_size=64, drop_path_rate=0.0, with_cp=False),
+    panoptic_head=dict(
+        in_channels=[32, 64, 128, 192],
+        feat_channels=128,
+        out_channels=128,
+        num_things_classes=8,
+        num_queries=50,
+        pixel_decoder=dict(
+            encoder=dict(
+                num_layers=3,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(embed_dims=128), ffn_cfg=dict(embed_dims=128, feedforward_channels=256)
+                ),
+            ),
+            positional_encoding=dict(num_feats=64),
+        ),
+        positional_encoding=dict(num_feats=64),
+        transformer_decoder=dict(
+            num_layers=3,
+            layer_cfg=dict(
+                self_attn_cfg=dict(embed_dims=128),
+                cross_attn_cfg=dict(embed_dims=128),
+                ffn_cfg=dict(embed_dims=128, feedforward_channels=512),
+            ),
+        ),
+        loss_cls=dict(class_weight=[1.0] * 8 + [0.1]),
+    ),
+    panoptic_fusion_head=dict(num_things_classes=8),
+    train_cfg=dict(num_points=1024),
+    test_cfg=dict(max_per_image=30),
+)

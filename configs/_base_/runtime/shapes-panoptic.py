@@ -1,0 +1,4 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+_base_ = 'mmdet.py'
+
+default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))

@@ -1,0 +1,9 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+_base_ = [
+    '../_base_/models/deformable-detr.py',
+    '../_base_/datasets/coco-detr.py',
+    '../_base_/schedules/coco-deformable-detr-50e.py',
+    '../_base_/runtime/mmdet.py',
+]
+
+model = dict(backbone=dict(arch='datpp-tiny'))

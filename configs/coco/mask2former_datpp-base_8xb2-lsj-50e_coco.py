@@ -1,0 +1,9 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+_base_ = [
+    '../_base_/models/mask2former.py',
+    '../_base_/datasets/coco-instance-lsj.py',
+    '../_base_/schedules/coco-mask2former-50e.py',
+    '../_base_/runtime/mmdet-iterations.py',
+]
+
+model = dict(backbone=dict(arch='datpp-base'), panoptic_head=dict(in_channels=[128, 256, 512, 1024]))

@@ -1,0 +1,21 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+# Swin of about the size of the nano models, for comparison: 1.75M parameters in the backbone, DAT++ has 1.79M.
+_base_ = [
+    '../_base_/models/shapes-deformable-detr.py',
+    '../_base_/datasets/shapes-detection.py',
+    '../_base_/schedules/shapes-detr.py',
+    '../_base_/runtime/mmdet.py',
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformer',
+        embed_dims=28,
+        depths=[2, 2, 2, 2],
+        num_heads=[2, 4, 7, 14],
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.0,
+    ),
+    neck=dict(in_channels=[56, 112, 224]),
+)
