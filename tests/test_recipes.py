@@ -96,6 +96,44 @@ SEMANTIC_FPN = dict(
     decayed='dense',
 )
 FLOAT32 = dict(fp16=False)
+# DETRs decay everything. `rates` are factors of the learning rate, by what is in the name of a parameter.
+DINO_12E = dict(
+    batch=16,
+    length=('epochs', 12),
+    lr={'start': 1e-4, '10e': 1e-4, '11e': 1e-5, 'end': 1e-5},
+    weight_decay=1e-4,
+    clip=0.1,
+    fp16=False,
+    decayed='all',
+    rates={'backbone': 0.1},
+    data='detr',
+)
+DINO_36E = dict(DINO_12E, length=('epochs', 36), lr={'start': 1e-4, '26e': 1e-4, '27e': 1e-5, '33e': 1e-6, 'end': 1e-6})
+DEFORMABLE_DETR = dict(
+    DINO_12E,
+    batch=32,
+    length=('epochs', 50),
+    lr={'start': 2e-4, '39e': 2e-4, '40e': 2e-5, 'end': 2e-5},
+    rates={'backbone': 0.1, 'sampling_offsets': 0.1, 'reference_points': 0.1},
+)
+MASK2FORMER = dict(
+    batch=16,
+    length=('iterations', 368750),
+    evaluate=5000,
+    steps=[327778, 355092],
+    lr={'start': 1e-4, '1000': 1e-4},
+    weight_decay=0.05,
+    clip=0.01,
+    fp16=False,
+    decayed='mask2former',
+    rates={'backbone': 0.1},
+    data='jitter',
+)
+MASK2FORMER_ADE20K = dict(
+    {key: value for key, value in MASK2FORMER.items() if key != 'steps'},
+    length=('iterations', 160000),
+    lr={'start': 1e-4, '1500': 1e-4 * (1 - 1500 / 160000) ** 0.9, '80000': 1e-4 * 0.5**0.9, 'end': 0},
+)
 
 LL = 'LD' * 3
 # leaf: millions of parameters, and the fields of its stages that differ from those of the plain arch, one a stage
@@ -190,6 +228,42 @@ LEAVES = {
             ('datpp-base', 0.7, 127, FLOAT32),
         )
     },
+    **{
+        f'coco/dino-4scale_{arch}_8xb2-{epochs}e_coco': (
+            recipe,
+            arch.removesuffix('-tiny') if 'swin' in arch else arch,
+            0.2,
+            parameters,
+        )
+        for epochs, recipe in ((12, DINO_12E), (36, DINO_36E))
+        for arch, parameters in (('dat-tiny', 48.22), ('datpp-tiny', 43.42), ('swin-tiny', 48), ('r50', 47.7))
+    },
+    **{f'coco/dino-5scale_{arch}_8xb2-36e_coco': (DINO_36E, arch, 0.2, None) for arch in ('dat-base', 'datpp-base')},
+    **{
+        f'coco/deformable-detr-refine-twostage_{name}_16xb2-50e_coco': (DEFORMABLE_DETR, arch, 0.2, parameters)
+        for name, arch, parameters in (
+            ('dat-tiny', 'dat-tiny', 41.73),
+            ('datpp-tiny', 'datpp-tiny', 36.93),
+            ('swin-tiny', 'swin', None),
+        )
+    },
+    **{
+        f'{folder}{name}_{rest}': (recipe, arch, 0.3, parameters.get(name))
+        for folder, rest, recipe, parameters in (
+            ('coco/mask2former_', '8xb2-lsj-50e_coco', MASK2FORMER, {'dat-tiny': 47.45, 'datpp-tiny': 43.23}),
+            ('coco/mask2former_', '8xb2-lsj-50e_coco-panoptic', MASK2FORMER, {'dat-tiny': 47.47, 'datpp-tiny': 43.24}),
+            (
+                'ade20k/',
+                'mask2former_8xb2-160k_ade20k-512x512',
+                MASK2FORMER_ADE20K,
+                {'dat-tiny': 47.47, 'datpp-tiny': 43.25},
+            ),
+        )
+        for name, arch in (
+            *((arch, arch) for arch in ('dat-tiny', 'datpp-tiny', 'dat-base', 'datpp-base')),
+            ('swin-tiny', 'swin'),
+        )
+    },
     'ade20k/swin-tiny_upernet_8xb2-160k_ade20k-512x512': ({**UPERNET, **FLOAT32}, 'swin', 0.3, 60),
 }
 OF_IMAGENET = [leaf for leaf in LEAVES if leaf.startswith('imagenet/')]
@@ -239,8 +313,12 @@ def learning_rates(schedulers, length, epoch_length, probes):
 
 
 def without_decay(rule, model, name, parameter):
-    """The two rules of the recipes, in words of the models' own parameters."""
+    """The rules of the recipes, in words of the models' own parameters."""
     parts = name.split('.')
+    if rule == 'all':
+        return False
+    if rule == 'mask2former' and {'query_embed', 'query_feat', 'level_embed'} & set(parts):
+        return True
     if any(bias in parts for bias in ('relative_position_bias_table', 'position_bias')):
         return True
     if rule == 'imagenet':
@@ -301,7 +379,10 @@ def test_learning_rate(leaf):
     base = cfg.optim_wrapper.optimizer.lr
     for i, factor in found.items():
         assert factor * base == pytest.approx(probes[i], rel=6e-3), f'iteration {i}'
-    if kind == 'iterations':
+    if 'steps' in recipe:
+        steps = dict(type='MultiStepLR', by_epoch=False, begin=0, end=length, milestones=recipe['steps'], gamma=0.1)
+        assert cfg.param_scheduler == [steps]
+    elif kind == 'iterations':
         poly = dict(type='PolyLR', by_epoch=False, eta_min=0.0, end=length)
         begin, power = (1500, 1.0) if 'upernet' in leaf else (0, 0.9)
         assert cfg.param_scheduler[-1] == dict(poly, begin=begin, power=power)
@@ -319,7 +400,9 @@ def test_imagenet_changes_the_rate_at_each_iteration(leaf):
 def test_backbone(leaf):
     recipe, arch, drop_path, parameters = LEAVES[leaf]
     backbone, model = load(leaf).model.backbone, build_model(leaf)
-    if arch in ('swin', 'convnext'):
+    if arch == 'r50':
+        assert (backbone.depth, backbone.frozen_stages, backbone.norm_eval) == (50, 1, True)
+    elif arch in ('swin', 'convnext'):
         assert backbone.drop_path_rate == drop_path
     else:
         assert backbone.arch == arch
@@ -343,10 +426,12 @@ def test_decay_of_each_parameter(leaf):
         if not parameter.requires_grad:
             continue
         group, free = groups[id(parameter)], without_decay(recipe['decayed'], model, name, parameter)
-        assert group['weight_decay'] == (0 if free else recipe['weight_decay']), name
-        assert group['lr'] == cfg.optim_wrapper.optimizer.lr, name
+        rate = math.prod(factor for key, factor in recipe.get('rates', {}).items() if key in name)
+        decay = group.get('weight_decay', wrapper.optimizer.defaults['weight_decay'])
+        assert decay == (0 if free else recipe['weight_decay']), name
+        assert group['lr'] == pytest.approx(rate * cfg.optim_wrapper.optimizer.lr), name
         seen.add(name.rpartition('attn.')[2] if 'table' in name else free)
-    assert {True, False} <= seen
+    assert {True, False} <= seen or recipe['decayed'] == 'all'
     if 'datp' in leaf and 'local' not in leaf:
         assert {'neighborhood_bias_table', 'position_bias.table'} <= seen
 
@@ -381,12 +466,18 @@ def test_coco_data(leaf):
     pipeline = cfg.train_dataloader.dataset.pipeline
     train = {step.type: step for step in pipeline}
     assert train['RandomFlip'].prob == 0.5
-    if recipe['multi_scale']:
+    if recipe.get('data') == 'jitter':
+        resize, crop = train['RandomResize'], train['RandomCrop']
+        assert (resize.scale, resize.ratio_range, resize.keep_ratio) == ((1024, 1024), (0.1, 2.0), True)
+        assert (crop.crop_size, crop.crop_type, crop.recompute_bbox) == ((1024, 1024), 'absolute', True)
+        assert cfg.train_dataloader.sampler == dict(type='InfiniteSampler', shuffle=True)
+    elif recipe.get('data') == 'detr' or recipe['multi_scale']:
+        longest = 4200 if recipe.get('data') == 'detr' else 1333
         sides = [(480 + 32 * i, 1333) for i in range(11)]
         one, two = train['RandomChoice'].transforms
         assert [step.scales for step in one] == [sides]
         first, crop, second = two
-        assert first.scales == [(400, 1333), (500, 1333), (600, 1333)]
+        assert first.scales == [(400, longest), (500, longest), (600, longest)]
         assert (crop.type, crop.crop_type, crop.crop_size) == ('RandomCrop', 'absolute_range', (384, 600))
         assert second.scales == sides
         assert all(step.keep_ratio for step in (*one, first, second))
@@ -396,7 +487,10 @@ def test_coco_data(leaf):
         assert 'RandomChoice' not in train
     test = {step.type: step for step in cfg.test_dataloader.dataset.pipeline}
     assert (test['Resize'].scale, test['Resize'].keep_ratio) == ((1333, 800), True)
-    assert cfg.val_evaluator.metric == ('bbox' if 'retinanet' in leaf else ['bbox', 'segm'])
+    boxes_alone = any(head in leaf for head in ('retinanet', 'dino', 'deformable-detr'))
+    evaluators = cfg.val_evaluator if 'panoptic' in leaf else [cfg.val_evaluator]
+    assert evaluators[-1].metric == ('bbox' if boxes_alone else ['bbox', 'segm'])
+    assert cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt == (recipe.get('data') != 'detr')
     assert cfg.test_evaluator == cfg.val_evaluator
 
 
@@ -410,6 +504,22 @@ def test_coco_model(leaf):
         assert model.backbone.out_indices == (1, 2, 3)
         assert model.neck.add_extra_convs == 'on_input'
         assert len(built.neck.lateral_convs) == 3 and built.neck.num_outs == 5
+    if 'dino' in leaf or 'deformable-detr' in leaf:
+        levels = 5 if '5scale' in leaf else 4
+        assert model.backbone.out_indices == (0, 1, 2, 3)[4 - levels + 1 :]
+        assert (model.neck.num_outs, model.num_feature_levels) == (levels, levels)
+        assert model.data_preprocessor.pad_size_divisor == 1
+        assert (model.num_queries, model.test_cfg.max_per_img) == ((900, 300) if 'dino' in leaf else (300, 100))
+        assert model.with_box_refine and model.as_two_stage
+        assert len(built.encoder.layers) == len(built.decoder.layers) == 6
+        assert built.bbox_head.loss_cls.loss_weight == (1.0 if 'dino' in leaf else 2.0)
+        for layer in (*built.encoder.layers, *built.decoder.layers):
+            attention = layer.self_attn if layer in built.encoder.layers else layer.cross_attn
+            assert (attention.num_levels, attention.num_points) == (levels, 4)
+            assert layer.ffn.feedforward_channels == (2048 if 'dino' in leaf else 1024)
+    if 'mask2former' in leaf:
+        assert_mask2former(built.panoptic_head, model.train_cfg, 133 if 'panoptic' in leaf else 80)
+        assert model.test_cfg.panoptic_on == ('panoptic' in leaf)
     if leaf.startswith('coco/cascade'):
         assert len(model.roi_head.bbox_head) == 3
         for head in model.roi_head.bbox_head:
@@ -419,11 +529,24 @@ def test_coco_model(leaf):
             assert (len(head.shared_convs), len(head.shared_fcs)) == (4, 1)
 
 
+def assert_mask2former(head, train_cfg, classes):
+    assert (head.num_classes, head.num_queries) == (classes, 100)
+    assert (len(head.transformer_decoder.layers), len(head.pixel_decoder.encoder.layers)) == (9, 6)
+    assert (train_cfg.num_points, train_cfg.oversample_ratio, train_cfg.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert (head.loss_cls.loss_weight, head.loss_mask.loss_weight, head.loss_dice.loss_weight) == (2.0, 5.0, 5.0)
+    assert head.class_weight == [1.0] * classes + [0.1]
+
+
 @pytest.mark.parametrize('leaf', OF_ADE20K)
 def test_ade20k(leaf):
     cfg = load(leaf)
     train = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
-    assert (train['RandomResize'].scale, train['RandomResize'].ratio_range) == ((2048, 512), (0.5, 2.0))
+    if 'mask2former' in leaf:
+        resize = train['RandomChoiceResize']
+        assert (min(resize.scales), max(resize.scales), resize.max_size) == (256, 1024, 2048)
+        assert_mask2former(build_model(leaf).decode_head, cfg.model.decode_head.train_cfg, 150)
+    else:
+        assert (train['RandomResize'].scale, train['RandomResize'].ratio_range) == ((2048, 512), (0.5, 2.0))
     assert train['RandomCrop'].crop_size == cfg.model.data_preprocessor.size == (512, 512)
     assert train['RandomFlip'].prob == 0.5
     assert 'PhotoMetricDistortion' in train

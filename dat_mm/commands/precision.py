@@ -1,6 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """The number format of training: the config says one, the command line may say another, the machine may lack it."""
 
+from functools import wraps
+
 import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -39,7 +41,9 @@ def set_precision(cfg, amp: bool = False, amp_dtype: str | None = None) -> None:
 
 
 def _cast(value):
-    """Makes float32 of a bfloat16 tensor, and leaves anything else alone."""
+    """Makes float32 of bfloat16 tensors, in lists too, and leaves anything else alone."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_cast, value))
     return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
@@ -48,9 +52,60 @@ def cast_focal_losses(model) -> None:
     for module in model.modules():
         if 'FocalLoss' in type(module).__name__:
             module.register_forward_pre_hook(
-                lambda _, args, kwargs: (
-                    tuple(_cast(value) for value in args),
-                    {key: _cast(value) for key, value in kwargs.items()},
-                ),
+                lambda _, args, kwargs: (_cast(args), {key: _cast(value) for key, value in kwargs.items()}),
                 with_kwargs=True,
             )
+
+
+def cast_matching_heads(model) -> None:
+    """Has heads that match queries with objects find boxes, match and compute losses in float32.
+
+    mmdet adds to boxes in place, so that they would keep bfloat16, which is up to four pixels off in a large image.
+    scipy, which matches, takes no bfloat16 at all.
+    """
+    for module in model.modules():
+        if type(getattr(module, 'assigner', None)).__name__ == 'HungarianAssigner':
+            if 'DETR' in type(module).__name__ or 'DINO' in type(module).__name__:
+                module.forward = _in_float32(module.forward)
+            module.loss_by_feat = _in_float32(module.loss_by_feat)
+
+
+def _in_float32(function):
+    """Wraps a function so that it computes in float32, whatever precision is on around it."""
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        with torch.autocast(get_device(), enabled=False):
+            return function(*_cast(args), **{key: _cast(value) for key, value in kwargs.items()})
+
+    return run
+
+
+class _SampleInFloat32:
+    """mmcv's autograd function of multi-scale deformable attention, which takes bfloat16 as float32."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def apply(self, value, shapes, starts, locations, weights, step):
+        if value.dtype != torch.bfloat16:
+            return self.function.apply(value, shapes, starts, locations, weights, step)
+        found = self.function.apply(value.float(), shapes, starts, locations.float(), weights.float(), step)
+        return found.to(value.dtype)
+
+
+def cast_multi_scale_sampling() -> None:
+    """Has mmcv's multi-scale deformable attention sample in float32 what is bfloat16: it has no such kernel."""
+    try:
+        from mmcv.ops import multi_scale_deform_attn as ops
+    except ImportError:  # mmcv without its compiled ops: no model has this attention
+        return
+    if not isinstance(ops.MultiScaleDeformableAttnFunction, _SampleInFloat32):
+        ops.MultiScaleDeformableAttnFunction = _SampleInFloat32(ops.MultiScaleDeformableAttnFunction)
+
+
+def cast_for_bfloat16(model) -> None:
+    """Has all that lacks bfloat16, or loses by it, run in float32 when the rest of a model trains in bfloat16."""
+    cast_focal_losses(model)
+    cast_matching_heads(model)
+    cast_multi_scale_sampling()

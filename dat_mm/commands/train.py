@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from ..engine.checkpoints import read_meta
 from ..engine.processes import leave_group
 from ..errors import UserError
-from .precision import cast_focal_losses
+from .precision import cast_for_bfloat16
 from .prepare import prepare
 
 
@@ -118,7 +118,7 @@ def train(config, **options):
 
     runner = Runner.from_cfg(cfg)
     if cfg.optim_wrapper.get('dtype') == 'bfloat16':
-        cast_focal_losses(runner.model)
+        cast_for_bfloat16(runner.model)
     _tell_start(cfg)
     model = runner.train()
     leave_group()

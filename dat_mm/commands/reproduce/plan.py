@@ -17,6 +17,7 @@ from .runs import Run, hardware
 # COCO that have no object.
 REAL = {
     'CocoDataset': ('coco', '', 117266),
+    'CocoPanopticDataset': ('coco', '', 117266),
     'ADE20KDataset': ('ade20k', 'ADEChallengeData2016', 20210),
     'ImageNet': ('imagenet', '', 1281167),
 }

@@ -24,12 +24,22 @@ METRICS = {
     'coco/segm_mAP_s': ('mask AP small', 100),
     'coco/segm_mAP_m': ('mask AP medium', 100),
     'coco/segm_mAP_l': ('mask AP large', 100),
+    'coco_panoptic/PQ': ('PQ', 1),
+    'coco_panoptic/SQ': ('SQ', 1),
+    'coco_panoptic/RQ': ('RQ', 1),
+    'coco_panoptic/PQ_th': ('PQ things', 1),
+    'coco_panoptic/PQ_st': ('PQ stuff', 1),
     'mIoU': ('mIoU', 1),
     'mAcc': ('mAcc', 1),
     'aAcc': ('aAcc', 1),
 }
 AUGMENTED = '(ms+flip)'  # ends the name of a metric that is measured with several scales and flips
-TASKS = {'Top': 'Image Classification', 'box': 'Object Detection', 'mask': 'Instance Segmentation'}
+TASKS = {
+    'Top': 'Image Classification',
+    'box': 'Object Detection',
+    'mask': 'Instance Segmentation',
+    **dict.fromkeys(('PQ', 'SQ', 'RQ'), 'Panoptic Segmentation'),
+}
 
 
 class Row(NamedTuple):

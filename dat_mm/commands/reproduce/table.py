@@ -117,7 +117,11 @@ def write(out: Path, done: list[tuple[Row, list[dict]]]) -> Path:
 def _short(done: list[tuple[Row, list[dict]]], folder: Path) -> str:
     """A table for a README: a line for each row, with its main metrics side by side."""
     columns = dict.fromkeys(line['metric'] for row, results in done for line in collect(row, results))
-    columns = [name for name in columns if not name.endswith(('small', 'medium', 'large', '75', 'top5', '5 Accuracy'))]
+    columns = [
+        name
+        for name in columns
+        if not name.endswith(('small', 'medium', 'large', '75', 'top5', '5 Accuracy', 'SQ', 'RQ'))
+    ]
     lines = [f'| Config | {" | ".join(columns)} | seeds | train s |', f'|---|{"---|" * (len(columns) + 2)}']
     for row, results in done:
         found = {line['metric']: line for line in collect(row, results)}
@@ -132,8 +136,8 @@ def _groups(done):
     """The rows by the metrics they have: a classifier and a detector do not share a table."""
     groups = {}
     for row, results in done:
-        task = 'classification' if any('Top 1' in name for name in results[0]['metrics']) else (
-            'segmentation' if 'mIoU' in results[0]['metrics'] else 'detection')  # fmt: skip
+        metrics = results[0]['metrics']
+        task = next((name for name in ('Top 1 Accuracy', 'mIoU', 'PQ') if name in metrics), 'AP')
         groups.setdefault(task, []).append((row, results))
     return groups
 

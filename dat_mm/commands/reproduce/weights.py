@@ -12,6 +12,9 @@ SUFFIXES = ('.pth', '.pt', '.safetensors')
 # What a name may say, by kind: what stands for each value in the names of the configs and in the authors' names.
 FACETS = {
     'head': {
+        'dino': ('dino',),
+        'deformable-detr': ('deformable-detr',),
+        'mask2former': ('mask2former',),
         'retinanet': ('retinanet', 'rtn'),
         'mask-rcnn': ('mask-rcnn', 'mask_rcnn', 'mrcn', 'maskrcnn'),
         'cascade': ('cascade-mask-rcnn', 'cascade_mask_rcnn', 'cmrcn', 'cascade'),
@@ -20,7 +23,17 @@ FACETS = {
     },
     'generation': {'dat': ('dat',), 'datp': ('datp', 'dat_p'), 'datpp': ('datpp', 'dat_pp', 'dat++', 'dat_plus_plus')},
     'size': {'nano': ('nano',), 'tiny': ('tiny', 't'), 'small': ('small', 's'), 'base': ('base', 'b')},
-    'schedule': {'1x': ('1x',), '3x': ('3x',), '40k': ('40k',), '80k': ('80k',), '160k': ('160k',)},
+    'task': {'panoptic': ('panoptic',)},
+    'schedule': {
+        '1x': ('1x',),
+        '3x': ('3x',),
+        '12e': ('12e',),
+        '36e': ('36e',),
+        '50e': ('50e',),
+        '40k': ('40k',),
+        '80k': ('80k',),
+        '160k': ('160k',),
+    },
     'resolution': {'384': ('384', '384px'), '224': ('224',)},
     'other': {'swin': ('swin',), 'convnext': ('convnext',)},
 }
