@@ -76,6 +76,7 @@ setup(
             'onedl-mmpretrain>=1.3.6,<1.4',
             *COMMON,
         ],
+        'panoptic': ['panopticapi-lite'],  # for COCO's panoptic annotations
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

@@ -25,3 +25,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = parents.Registry(
     scope='dat_mm',
     locations=['dat_mm.engine.layer_decay', 'dat_mm.engine.joint_rules'],
 )
+VISUALIZERS = parents.Registry(
+    'visualizer', parent=parents.VISUALIZERS, scope='dat_mm', locations=['dat_mm.visualize.panoptic']
+)

@@ -1,8 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Each real config of tiny size trains, validates, saves, resumes and tests. Options alone make it small.
 
-Without --all-configs, pytest leaves out the configs that differ from another one only in the schedule (3x from 1x) or
-in details of the backbone (the ablations).
+Without --all-configs, pytest leaves out the configs that differ from another one only in the schedule (3x from 1x, 36
+epochs from 12) or in details of the backbone (the ablations).
 """
 
 import json
@@ -27,13 +27,16 @@ PICTURES = {
     'coco': 'coco/val2017',
     'ade20k': 'ade/ADEChallengeData2016/images/validation',
 }
-# One config of each toolbox also goes through the tools that draw.
+# One config of each toolbox, and one of each kind that differs, also goes through the tools that draw.
 DRAWN = (
     'datpp-tiny_32xb128_in1k',
     'mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco',
     'datpp-tiny_upernet_8xb2-160k_ade20k-512x512',
+    'dino-4scale_datpp-tiny_8xb2-12e_coco',
+    'mask2former_datpp-tiny_8xb2-lsj-50e_coco-panoptic',
 )
 METRICS = {'imagenet': 'accuracy/top1', 'coco': 'coco/bbox_mAP', 'ade20k': 'mIoU'}
+PANOPTIC = 'coco_panoptic/PQ'
 
 # Three epochs or iterations, a checkpoint after the second.
 ANY = [
@@ -69,6 +72,20 @@ MULTI_SCALE = [
         *('1.1.crop_size=(48,72)', '1.2.scales=[(80,128),(96,128)]'),
     )
 ]
+DETR = ['model.num_queries=20', 'model.test_cfg.max_per_img=8']
+MASK2FORMER = ['train_cfg.max_iters=3', 'model.train_cfg.num_points=64', 'model.test_cfg.max_per_image=8']
+JITTER = [
+    'train_dataloader.dataset.pipeline.3.scale=(64,64)',
+    'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
+    'model.data_preprocessor.batch_augments.0.size=(64,64)',
+    *(f'{phase}_dataloader.dataset.pipeline.1.scale=(128,96)' for phase in ('val', 'test')),
+]
+# A short side of 64, and a head with few points.
+MASK2FORMER_ADE20K = [
+    *(option for option in ADE20K if 'pipeline.2' not in option),
+    'train_dataloader.dataset.pipeline.2.scales=[64]',
+    'model.decode_head.train_cfg.num_points=64',
+]
 # These give few regions, and some boxes although the model has hardly learned.
 ONE_STAGE = ['model.test_cfg.score_thr=0.0', 'model.test_cfg.max_per_img=8']
 TWO_STAGES = [
@@ -81,7 +98,11 @@ def pytest_generate_tests(metafunc):
     if 'leaf' in metafunc.fixturenames:
         kept = LEAVES
         if not metafunc.config.getoption('--all-configs'):
-            kept = [leaf for leaf in LEAVES if '-3x_' not in leaf and LEAVES[leaf].parent.name != 'ablation']
+            kept = [
+                leaf
+                for leaf in LEAVES
+                if '-3x_' not in leaf and '-36e_' not in leaf and LEAVES[leaf].parent.name != 'ablation'
+            ]
         metafunc.parametrize('leaf', sorted(kept))
 
 
@@ -95,7 +116,11 @@ def options_of_scope(leaf, cfg):
         # mmpretrain's Swin refuses maps smaller than its window
         return IMAGENET + (['model.backbone.pad_small_map=True'] if leaf.startswith('swin') else [])
     if cfg.default_scope == 'mmseg':
-        return ADE20K
+        return MASK2FORMER_ADE20K if 'mask2former' in leaf else ADE20K
+    if 'mask2former' in leaf:
+        return MASK2FORMER + JITTER
+    if leaf.startswith(('dino', 'deformable-detr')):
+        return COCO + MULTI_SCALE + DETR
     detector = ONE_STAGE
     if 'mask-rcnn' in leaf:
         stages = ['0.', '1.', '2.'] if 'cascade' in leaf else ['']
@@ -146,7 +171,10 @@ def test_real_configs_run_end_to_end(leaf, data, work_dir, monkeypatch):
     config = LEAVES[leaf]
     folder = config.relative_to(CONFIGS).parts[0]
     cut = ['--cfg-options', *options(leaf, Config.fromfile(config))]
-    by_iterations = folder == 'ade20k'
+    by_iterations = folder == 'ade20k' or 'mask2former' in leaf
+    metric = PANOPTIC if 'panoptic' in leaf else METRICS[folder]
+    if 'panoptic' in leaf:
+        pytest.importorskip('panopticapi')
     checkpoint = work_dir / ('iter_2.pth' if by_iterations else 'epoch_2.pth')
 
     run('train', config, '--work-dir', work_dir, *cut)
@@ -161,7 +189,7 @@ def test_real_configs_run_end_to_end(leaf, data, work_dir, monkeypatch):
 
     run('test', config, checkpoint, '--work-dir', work_dir / 'tested', '--out', work_dir / 'metrics.json', *cut)
     metrics = json.loads((work_dir / 'metrics.json').read_text())
-    assert METRICS[folder] in metrics
+    assert metric in metrics
     assert torch.cuda.is_available() or metrics == pytest.approx(validated[2], nan_ok=True)
 
     if leaf in DRAWN:
@@ -172,5 +200,5 @@ def test_real_configs_run_end_to_end(leaf, data, work_dir, monkeypatch):
         run('browse_data', config, '--number', 2, '--out-dir', work_dir / 'fed', *cut)
         assert len(list((work_dir / 'fed').rglob('*.png'))) == 2
         run('analyze', work_dir, '--out-dir', work_dir)
-        assert METRICS[folder] in (work_dir / 'results.md').read_text()
+        assert metric in (work_dir / 'results.md').read_text()
         assert (work_dir / 'losses.png').is_file() and (work_dir / 'metrics.png').is_file()

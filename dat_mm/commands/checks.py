@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Checks, before any model is built, that everything a config reads is there. What is missing is told in one line."""
 
+import importlib.util
 import os
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -41,9 +42,9 @@ def _missing(cfg, phases):
         if any(str(dataset.get('type', '')).startswith('dat_mm.') for dataset in datasets):
             continue  # its annotations are made with it
         for evaluator in nodes(cfg.get(f'{phase}_evaluator') or {}):
-            path = evaluator.get('ann_file')
-            if isinstance(path, str) and not _is_remote(path) and not os.path.exists(path):
-                return path, f'the {phase} evaluator of {cfg.filename}'
+            for path in (evaluator.get('ann_file'), evaluator.get('seg_prefix')):
+                if isinstance(path, str) and not _is_remote(path) and not os.path.exists(path):
+                    return path, f'the {phase} evaluator of {cfg.filename}'
     return None
 
 
@@ -66,6 +67,18 @@ def check_data(cfg, phases) -> None:
         raise UserError(
             f'{path} does not exist ({what}): docs/data.md says how to get it and how to name another place; '
             f'{nearest_shapes_config(cfg.filename)} needs no data'
+        )
+
+
+def check_packages(cfg, phases) -> None:
+    """Raises where the data or the metric of these phases needs panopticapi and it is not installed."""
+    parts = [cfg.get(f'{phase}_{part}') or {} for phase in phases for part in ('dataloader', 'evaluator')]
+    types = [str(node.get('type', '')) for part in parts for node in nodes(part)]
+    wanted = next((name for name in types if 'Panoptic' in name), None)
+    if wanted and importlib.util.find_spec('panopticapi') is None:
+        raise UserError(
+            f'{cfg.filename}: {wanted} needs panopticapi, which is not installed: '
+            'pip install --no-deps panopticapi-lite (docs/data.md)'
         )
 
 

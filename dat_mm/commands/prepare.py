@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from ..engine.checkpoints import read_safely
 from ..engine.memory import keep_freed_memory
 from ..errors import UserError
-from .checks import check_data, check_weights
+from .checks import check_data, check_packages, check_weights
 from .config import PHASES, load_config
 from .launcher import set_launcher
 from .precision import set_precision
@@ -58,6 +58,7 @@ def prepare(
     if training:
         set_precision(cfg, amp, amp_dtype)
     # when no path changes any more, and before anything slow
+    check_packages(cfg, phases)
     check_data(cfg, phases)
     if training:
         check_weights(cfg)

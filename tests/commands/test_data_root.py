@@ -12,6 +12,7 @@ from dat_mm.commands.config import set_data_root
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ROOTS = {
     'coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py': 'coco',
+    'coco/mask2former_datpp-tiny_8xb2-lsj-50e_coco-panoptic.py': 'coco',
     'ade20k/dat-tiny_upernet_8xb2-160k_ade20k-512x512.py': 'ade/ADEChallengeData2016',
     'imagenet/datpp-tiny_32xb128_in1k.py': 'imagenet',
     'shapes/mask-rcnn_datpp-nano_fpn_1xb4_shapes.py': 'shapes',

@@ -9,13 +9,14 @@ from mmengine.config import Config
 
 import dat_mm.commands
 from dat_mm.commands import prepare as module
+from dat_mm.commands.checks import check_packages
 from dat_mm.commands.prepare import prepare
 from dat_mm.errors import UserError
 
 COMMANDS = Path(dat_mm.commands.__path__[0])
 ORDER = [
     *('load_config', 'import_toolbox', 'set_work_dir', 'check_phase', 'edit', 'set_loader_defaults', 'fix_workers'),
-    *('set_precision', 'check_data', 'check_weights', 'set_launcher'),
+    *('set_precision', 'check_packages', 'check_data', 'check_weights', 'set_launcher'),
 ]
 OF_TRAINING = {'set_precision', 'check_weights'}
 OF_LOADERS = {'set_loader_defaults', 'fix_workers'}
@@ -83,3 +84,12 @@ def test_a_config_has_the_data_that_a_command_is_about(phases, missing, tiny_con
         with pytest.raises(UserError) as caught:
             prepare(config, options, phases=phases)
         assert str(caught.value) == f'{config} has no {missing}_dataloader'
+
+
+def test_panoptic_data_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *_: None if name == 'panopticapi' else name)
+    config = COMMANDS.parents[1] / 'configs/coco/mask2former_datpp-tiny_8xb2-lsj-50e_coco-panoptic.py'
+    with pytest.raises(UserError, match=r'CocoPanoptic.* needs panopticapi.*pip install --no-deps panopticapi-lite'):
+        check_packages(Config.fromfile(config, import_custom_modules=False), ('val',))
+    other = config.with_name('mask2former_datpp-tiny_8xb2-lsj-50e_coco.py')
+    check_packages(Config.fromfile(other, import_custom_modules=False), ('val',))

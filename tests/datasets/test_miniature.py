@@ -136,3 +136,48 @@ def test_command_line(tmp_path, capsys):
         main(['imagenet', str(tmp_path / 'ade')])
     assert stop.value.code == 1
     assert 'kind=mini ade20k' in capsys.readouterr().err
+
+
+def test_panoptic_maps_say_what_the_instances_say(tmp_path):
+    root = write_mini_coco(tmp_path / 'coco', num_train=3, num_val=1)
+    instances, panoptic = (
+        json.loads((root / f'annotations/{kind}_train2017.json').read_text()) for kind in ('instances', 'panoptic')
+    )
+    assert panoptic['images'] == instances['images']
+    kinds = [category['isthing'] for category in panoptic['categories']]
+    assert kinds == [1] * 80 + [0] * 53
+    names = {category['id']: category['name'] for category in panoptic['categories']}
+    assert len(names) == 133 and names[187] == 'sky-other-merged' and names[200] == 'rug-merged'
+    for annotation in panoptic['annotations']:
+        picture = cv2.imread(str(root / 'annotations/panoptic_train2017' / annotation['file_name']))[..., ::-1]
+        ids = picture.astype(int) @ [1, 256, 65536]
+        stuff, *things = annotation['segments_info']
+        assert (stuff['category_id'], stuff['iscrowd']) == (187, 0)
+        assert sorted(np.unique(ids)) == [segment['id'] for segment in (stuff, *things)]
+        for segment in (stuff, *things):
+            assert (ids == segment['id']).sum() == segment['area']
+        objects = [record for record in instances['annotations'] if record['image_id'] == annotation['image_id']]
+        for thing, record in zip(things, objects, strict=True):
+            for key in ('category_id', 'iscrowd', 'bbox', 'area'):
+                assert thing[key] == record[key]
+
+
+def test_mmdet_loads_the_panoptic_miniature(tmp_path):
+    pytest.importorskip('panopticapi')
+    root = write_mini_coco(tmp_path / 'coco', num_train=3, num_val=1)
+    dataset = build(
+        'mmdet',
+        type='CocoPanopticDataset',
+        data_root=str(root),
+        ann_file='annotations/panoptic_val2017.json',
+        data_prefix=dict(img='val2017/', seg='annotations/panoptic_val2017/'),
+        test_mode=True,
+        pipeline=[{'type': 'LoadImageFromFile'}, {'type': 'LoadPanopticAnnotations'}, {'type': 'PackDetInputs'}],
+    )
+    sample = dataset[0]['data_samples']
+    labels = sample.gt_sem_seg.sem_seg.unique().tolist()
+    assert 119 in labels  # sky
+    masks = sample.gt_instances.masks.masks
+    assert len(masks) == len(sample.gt_instances) > 0
+    for mask, label in zip(masks, sample.gt_instances.labels.tolist(), strict=True):
+        assert (sample.gt_sem_seg.sem_seg[0].numpy()[mask > 0] == label).all()

@@ -119,3 +119,21 @@ def test_shapes_of_other_numbers_are_not_taken_for_these(tmp_path):
 def test_classes_and_colours_match():
     assert len(CLASSES) == len(SHAPES_METAINFO['palette']) == 8
     assert [len(value) for value in SHAPES_SEGMENTATION_METAINFO.values()] == [9, 9]
+
+
+def test_panoptic_annotations_are_made_on_first_use(tmp_path):
+    pytest.importorskip('panopticapi')
+    pipeline = [LOAD, {'type': 'LoadPanopticAnnotations'}, {'type': 'PackDetInputs'}]
+    root = tmp_path / 'shapes'
+    build('mmdet', type='dat_mm.ShapesDetection', data_root=str(root), make=MAKE)
+    assert not (root / 'panoptic').exists()  # a data set that was drawn before serves as it is
+    dataset = build(
+        'mmdet', type='dat_mm.ShapesPanoptic', split='val', data_root=str(root), make=MAKE, pipeline=pipeline
+    )
+    assert type(dataset).__name__ == 'CocoPanopticDataset' and len(dataset) == MAKE['num_val']
+    assert dataset.metainfo['classes'] == (*CLASSES, 'background')
+    for sample in (data['data_samples'] for data in dataset):
+        seen = sample.gt_sem_seg.sem_seg
+        assert set(sample.gt_instances.labels.tolist()) <= set(seen.unique().tolist())
+        assert len(CLASSES) in seen.unique()  # the background
+        assert (seen != 255).all()

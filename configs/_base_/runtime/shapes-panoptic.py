@@ -2,3 +2,4 @@
 _base_ = 'mmdet.py'
 
 default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))
+visualizer = dict(type='dat_mm.PanopticVisualizer')
