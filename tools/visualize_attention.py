@@ -17,7 +17,8 @@ def parse_args(argv=None):
         nargs='+',
         default=['overview'],
         metavar='KIND',
-        help='overview, points, attention, keys, heads, fields, bias, depth, offsets, similarity (%(default)s)',
+        help='overview, points, attention, keys, heads, fields, bias, depth, decoder, offsets, similarity '
+        '(%(default)s)',
     )
     parser.add_argument('--out', default='attention', help='folder, or a .png, .pdf or .svg file (%(default)s)')
     parser.add_argument('--dpi', type=int, default=200, help='pixels per inch of a PNG (%(default)s)')

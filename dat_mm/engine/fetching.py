@@ -95,7 +95,8 @@ class Watched(Compose):
         return sample
 
     def _check_instances(self, info, record):
-        masks = any(getattr(step, 'with_mask', False) for step in self.transforms)
+        # of panoptic data the masks are in a map
+        masks = 'segments_info' not in info and any(getattr(step, 'with_mask', False) for step in self.transforms)
         for instance in info.get('instances') or ():
             reason = instance_fault(instance, (info.get('width'), info.get('height')), masks=masks)
             if reason:

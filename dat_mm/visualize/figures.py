@@ -233,6 +233,33 @@ def depth(view: View) -> Figure:
     return figure
 
 
+def decoder(view: View) -> Figure:
+    """The keys that the backbone's query attends to, beside what the nearest query of a decoder samples."""
+    if not view.recording.decoder:
+        raise UserError(
+            f'{view.recording.model_name} has no decoder with multi-scale deformable attention, as DINO and Deformable '
+            'DETR have: there is nothing to draw'
+        )
+    figure, axes = _panels(view, 2)
+    draw_attention(axes[0], view)
+    *_, layer = view.recording.decoder.values()
+    size = np.array((view.recording.input_size or view.layer.map_size)[::-1])  # width, height
+    query = layer.nearest((view.placement.to_input(view.query) + 0.5) / size, view.image)
+    points, weights, levels = layer.sampled(query, view.image)
+    count = len(view.recording.decoder)
+    _picture(axes[1], view, f'{len(points)} points of the query in the last of {count} decoder layers', dim=0.35)
+    places = view.in_picture(points * size - 0.5)
+    for level in np.unique(levels):
+        own = levels == level
+        axes[1].scatter(
+            *places[own].T, s=_sizes(weights)[own], color=colour(level), alpha=0.85, edgecolors='black',
+            linewidths=0.3, zorder=4, label=f'level {level + 1}',
+        )  # fmt: skip
+    axes[1].legend(fontsize=5.5, loc='lower right', framealpha=0.55)
+    _boxes(axes[1], view)
+    return figure
+
+
 def offsets(view: View) -> Figure:
     """How far points move in each layer and group: the middle half, the median, and 5 to 95 percent."""
     layers = view.layers
@@ -288,6 +315,7 @@ FIGURES = {
     'fields': fields,
     'bias': bias,
     'depth': depth,
+    'decoder': decoder,
     'offsets': offsets,
     'similarity': similarity,
 }

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models.deformable import DeformableAttention
+from .decoder import DecoderLayer, cross_attentions
 from .geometry import MapGrid, strides
 from .layer import Layer
 
@@ -26,12 +28,14 @@ class Recording:
     """What the deformable layers of a model did in its last forward.
 
     A list of names, and a Layer for each: `recording['stages.2.blocks.1.attn']`. The end of a name does too.
-    `input_size` is the (height, width) that the backbone got, padding included.
+    `input_size` is the (height, width) that the backbone got, padding included. `decoder` has what each layer of a
+    detection transformer's decoder sampled, in their order; it is empty for other models.
     """
 
     def __init__(self, model: nn.Module, sites: dict[str, _Site]):
         self.model_name = type(model).__name__
         self.input_size: tuple[int, int] | None = None
+        self.decoder: dict[str, DecoderLayer] = {}
         self._sites = sites
         self._taken: dict[str, dict[str, Tensor]] = {}
 
@@ -131,6 +135,14 @@ def record(model: nn.Module) -> Iterator[Recording]:
     def take_keys(name):
         return lambda module, args, output: take(name, k=output)
 
+    def take_decoder(name):
+        def hook(module, args, kwargs):
+            parts = (kwargs.get(key) for key in ('query_pos', 'reference_points', 'spatial_shapes'))
+            with torch.no_grad():
+                recording.decoder[name] = DecoderLayer.of(module, args[0] if args else kwargs['query'], *parts)
+
+        return hook
+
     def take_size(module, args):
         recording.input_size = tuple(args[0].shape[-2:])
 
@@ -138,6 +150,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
         for name, site in sites.items():
             handles.append(site.attention.position_bias.register_forward_hook(take_queries(name)))
             handles.append(site.attention.proj_k.register_forward_hook(take_keys(name)))
+        for name, module in cross_attentions(model).items():
+            handles.append(module.register_forward_pre_hook(take_decoder(name), with_kwargs=True))
         for _, backbone in _backbones(model):
             handles.append(backbone.register_forward_pre_hook(take_size))
         yield recording

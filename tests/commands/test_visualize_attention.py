@@ -21,7 +21,8 @@ from dat_mm.errors import UserError
 from dat_mm.visualize import Placement
 from dat_mm.visualize.figures import FIGURES
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'visualize_attention.py'
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'visualize_attention.py'
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
@@ -117,9 +118,45 @@ def test_a_folder_gives_a_gallery(tiny_config, tiny_data, checkpoint, tmp_path, 
 
 def test_every_kind_of_figure_is_drawn(tiny_config, tiny_data, checkpoint, tmp_path):
     config = tiny_config('mmdet')
-    run(tiny_data / 'images/0.png', config, checkpoint(config), '--figure', *FIGURES, '--out', tmp_path / 'out')
-    for kind in FIGURES:
+    kinds = [kind for kind in FIGURES if kind != 'decoder']
+    run(tiny_data / 'images/0.png', config, checkpoint(config), '--figure', *kinds, '--out', tmp_path / 'out')
+    for kind in kinds:
         assert np.asarray(Image.open(tmp_path / f'out/0_{kind}.png').convert('L')).std() > 5, kind
+
+
+def test_a_decoder_is_drawn_beside_the_backbone(tiny_data, checkpoint, tmp_path):
+    config = ROOT / 'configs/shapes/dino-3scale_datpp-nano_1xb4_shapes.py'
+    options = '--cfg-options', 'model.num_queries=20'
+    arguments = tiny_data / 'images/1.png', config, checkpoint(config), '--score-thr', 0, *options
+    run(*arguments, '--figure', 'decoder', '--out', tmp_path / 'out.png')
+    assert np.asarray(Image.open(tmp_path / 'out.png').convert('L')).std() > 5
+
+
+def test_points_of_a_decoder_are_those_that_it_samples(checkpoint, tiny_data, monkeypatch):
+    from mmcv.ops import multi_scale_deform_attn as ops
+
+    from dat_mm.commands.infer import load_predictor
+
+    seen = []
+    sample = ops.multi_scale_deformable_attn_pytorch
+
+    def watch(value, shapes, points, weights):
+        seen.append((points, weights))
+        return sample(value, shapes, points, weights)
+
+    monkeypatch.setattr(ops, 'multi_scale_deformable_attn_pytorch', watch)
+    config = ROOT / 'configs/shapes/dino-3scale_datpp-nano_1xb4_shapes.py'
+    predictor = load_predictor(config, checkpoint(config), device='cpu')
+    layers = look(predictor, tiny_data / 'images/1.png').recording.decoder
+    assert list(layers) == [f'decoder.layers.{i}.cross_attn' for i in range(2)]
+    for layer, (points, weights) in zip(layers.values(), seen[-2:], strict=True):
+        assert torch.equal(layer.points, points) and torch.equal(layer.weights, weights)
+
+
+def test_a_model_without_a_decoder_says_so(tiny_config, tiny_data, checkpoint, tmp_path, capsys):
+    config = tiny_config('mmdet')
+    with pytest.raises(SystemExit, match='RetinaNet has no decoder'):
+        run(tiny_data / 'images/0.png', config, checkpoint(config), '--figure', 'decoder', '--out', tmp_path / 'out')
 
 
 def test_a_checkpoint_of_the_authors_is_taken_as_it_is(golden, tiny_config, tiny_data, tmp_path, capsys):

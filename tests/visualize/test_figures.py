@@ -10,6 +10,7 @@ import torch
 from dat_mm import DeformableAttention
 from dat_mm.errors import UserError
 from dat_mm.visualize import Box, record, show
+from dat_mm.visualize.decoder import DecoderLayer
 from dat_mm.visualize.fields import receptive_fields, window
 from dat_mm.visualize.figures import FIGURES, as_pixels, draw
 from dat_mm.visualize.statistics import offset_statistics
@@ -25,6 +26,11 @@ def make_view():
             parameter.copy_(torch.randn_like(parameter) / 2)
         with record(attention) as recording:
             attention(torch.randn(1, 8, 12, 32))
+    torch.manual_seed(0)
+    weights = torch.rand(1, 3, 2, 2, 4).flatten(3).softmax(-1).unflatten(-1, (2, 4))
+    recording.decoder['layer'] = DecoderLayer(
+        torch.rand(1, 3, 2, 2, 4, 2), weights, torch.tensor([[[0.1, 0.1], [0.5, 0.3], [0.9, 0.9]]])
+    )
     return show(
         recording, np.zeros((80, 120, 3), np.uint8), query=(64, 23), topk=7, boxes=[Box(10, 10, 60, 60, 'a', 0.5)]
     )
@@ -90,6 +96,18 @@ def test_the_bias_is_drawn_where_it_is(view):
         _, shown = axes[head].images  # the picture, and the bias over it
         np.testing.assert_allclose(shown.get_array(), expected[head])
         np.testing.assert_allclose(shown.get_extent(), (-0.5, 119.5, 79.5, -0.5))
+
+
+def test_the_decoder_shows_the_points_of_the_nearest_query(view):
+    _, axis = draw(view, 'decoder').axes
+    layer = view.recording.decoder['layer']
+    assert layer.nearest(np.array([0.55, 0.35])) == 1
+    points, weights, levels = layer.sampled(1)  # the query, (64, 23) of 120 x 80, is nearest to (0.5, 0.3)
+    assert weights.sum() == pytest.approx(1) and set(levels) == {0, 1}
+    expected = view.in_picture(points * [12, 8] - 0.5)
+    for level, (places, sizes) in enumerate(drawn_points(axis)):
+        np.testing.assert_allclose(places, expected[levels == level])
+        assert np.argmax(sizes) == np.argmax(weights[levels == level])
 
 
 def small(pixels, size=(48, 64)):
