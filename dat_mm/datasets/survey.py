@@ -8,9 +8,20 @@ from pathlib import Path
 from mmengine.registry import DATASETS
 
 from ..errors import UserError
-from .faults import Fault, Labels, coco_faults, folder_faults, image_faults, list_faults, map_faults, shown
+from .faults import (
+    Fault,
+    Labels,
+    coco_faults,
+    folder_faults,
+    image_faults,
+    list_faults,
+    map_faults,
+    panoptic_faults,
+    segment_faults,
+    shown,
+)
 
-UNLIKE = {'CocoPanopticDataset', 'LVISV05Dataset'}  # they derive from CocoDataset, but their files differ
+UNLIKE = {'LVISV05Dataset'}  # it derives from CocoDataset, but its files differ
 
 
 def leaf_datasets(node: dict) -> Iterator[dict]:
@@ -42,10 +53,12 @@ def survey(config) -> tuple[list[Fault], list[tuple]]:
 
 def _draw(config):
     """Draws Shapes unless it is there, as training would."""
-    from .shapes import ensure_shapes
+    from .shapes import ensure_panoptic, ensure_shapes
 
     try:
-        ensure_shapes(config.get('data_root', 'data/shapes'), **(config.get('make') or {}))
+        root = ensure_shapes(config.get('data_root', 'data/shapes'), **(config.get('make') or {}))
+        if config['type'].endswith('Panoptic'):
+            ensure_panoptic(root)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
 
@@ -62,6 +75,18 @@ def _survey_coco(dataset, config):
     faults = list(faults)
     folder = dataset.data_prefix.get('img', '')
     return faults, [(image_faults, os.path.join(folder, name), size) for name, size in images]
+
+
+def _survey_panoptic(dataset, config):
+    maps = []
+    faults = list(panoptic_faults(dataset.ann_file, dataset.metainfo.get('classes'), maps))
+    images, folder = (dataset.data_prefix.get(key) or '' for key in ('img', 'seg'))
+    reads = [
+        # mmdet looks for the map under the name of the image
+        (segment_faults, os.path.join(images, name), os.path.join(folder, name.replace('.jpg', '.png')), size, ids)
+        for name, size, ids in maps
+    ]
+    return faults, reads
 
 
 def _survey_maps(dataset, config):
@@ -109,4 +134,9 @@ def _survey_classes(dataset, config):
     return faults, [(image_faults, str(path)) for path in images]
 
 
-SURVEYS = {'CocoDataset': _survey_coco, 'BaseSegDataset': _survey_maps, 'CustomDataset': _survey_classes}
+SURVEYS = {
+    'CocoPanopticDataset': _survey_panoptic,
+    'CocoDataset': _survey_coco,
+    'BaseSegDataset': _survey_maps,
+    'CustomDataset': _survey_classes,
+}

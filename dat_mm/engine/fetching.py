@@ -74,7 +74,10 @@ class Watched(Compose):
         self.annotations = annotations  # the file that the samples are read from, if there is one
 
     def __call__(self, info: dict):
-        image, label_map = info.get('img_path'), info.get('seg_map_path')
+        image = info.get('img_path')
+        label_map = (
+            None if 'segments_info' in info else info.get('seg_map_path')
+        )  # a map of segments is no map of labels
         name = shown(image) if isinstance(image, str) else f'sample {info.get("sample_idx")}'
         record = f'{shown(self.annotations)}: the objects of {name}' if self.annotations else name
         self._check_instances(info, record)

@@ -22,8 +22,10 @@ from dat_mm.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CONFIG = {
     'coco': CONFIGS / 'coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py',
+    'panoptic': CONFIGS / 'coco/mask2former_datpp-tiny_8xb2-lsj-50e_coco-panoptic.py',
     'ade': CONFIGS / 'ade20k/dat-tiny_upernet_8xb2-160k_ade20k-512x512.py',
     'imagenet': CONFIGS / 'imagenet/datpp-tiny_32xb128_in1k.py',
+    'panoptic shapes': CONFIGS / 'shapes/mask2former_datpp-nano_1xb4_shapes-panoptic.py',
     'detection': CONFIGS / 'shapes/mask-rcnn_datpp-nano_fpn_1xb4_shapes.py',
     'segmentation': CONFIGS / 'shapes/dat-nano_upernet_1xb8_shapes-128x128.py',
     'classification': CONFIGS / 'shapes/dat-nano_1xb32_shapes.py',
@@ -60,7 +62,7 @@ def data(clean, tmp_path, monkeypatch):
 def options(name):
     phases = ('train', 'val', 'test')
     few = [f'{phase}_dataloader.dataset.make.{key}={value}' for phase in phases for key, value in FEW.items()]
-    return few if name in ('detection', 'segmentation', 'classification') else []
+    return few if name in ('detection', 'segmentation', 'classification', 'panoptic shapes') else []
 
 
 def faults_of(name, tmp_path, **more):
@@ -238,3 +240,56 @@ def test_wrong_options_are_told(data, tmp_path):
         check_data(CONFIG['coco'], phases='train,valid')
     with pytest.raises(UserError, match='--workers 0: at least 1'):
         check_data(CONFIG['coco'], workers=0)
+
+
+PANOPTIC = 'coco/annotations/panoptic_train2017'
+SEGMENTS = f'{PANOPTIC}/000000000148.png'
+
+
+def edited(change):
+    def damage(root):
+        path = root / f'{PANOPTIC}.json'
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def painted(root):
+    picture = cv2.imread(str(root / SEGMENTS))
+    picture[:2] = (1, 2, 3)  # blue, green, red
+    cv2.imwrite(str(root / SEGMENTS), picture)
+
+
+PANOPTIC_DAMAGE = {
+    'missing map': (lambda root: (root / SEGMENTS).unlink(), SEGMENTS, 'no such file; it is the map of'),
+    'corrupt map': (lambda root: (root / SEGMENTS).write_bytes(b'no PNG'), SEGMENTS, 'is corrupt or cut off'),
+    'map of channels': (
+        lambda root: cv2.imwrite(str(root / SEGMENTS), np.zeros((128, 128), np.uint8)),
+        SEGMENTS,
+        'has three colours',
+    ),
+    'unknown segment': (painted, SEGMENTS, 'segment 66051 is one of 1 that no annotation has'),
+    'segment without pixels': (
+        edited(lambda content: content['annotations'][0]['segments_info'][0].update(id=77)),
+        SEGMENTS,
+        'segment 77 is one of 1 that no pixel has',
+    ),
+    'unknown category': (
+        edited(lambda content: content['annotations'][0]['segments_info'][0].update(category_id=999)),
+        f'{PANOPTIC}.json',
+        'category_id is 999',
+    ),
+    'unknown image': (edited(lambda content: content['annotations'].pop(0)), f'{PANOPTIC}.json', 'has no annotation'),
+    'structure': (edited(lambda content: content.pop('categories')), f'{PANOPTIC}.json', "'categories' is None"),
+    'no JSON': (lambda root: (root / f'{PANOPTIC}.json').write_text('{'), f'{PANOPTIC}.json', 'is no JSON'),
+}
+
+
+@pytest.mark.parametrize('kind', PANOPTIC_DAMAGE)
+def test_faults_of_panoptic_data_are_found(kind, data, tmp_path):
+    damage, file, what = PANOPTIC_DAMAGE[kind]
+    damage(data)
+    found = [fault for fault in faults_of('panoptic', tmp_path, phases='train') if fault['kind'] == kind]
+    assert found and found[0]['file'] == str(data / file) and what in found[0]['what']

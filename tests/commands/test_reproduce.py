@@ -18,7 +18,7 @@ from runs import run_alone
 
 from dat_mm.commands.reproduce import plan, reproduce, runs, table, weights
 from dat_mm.commands.reproduce.reproduce import Reproduction, data_options, seeds_of
-from dat_mm.commands.reproduce.rows import Row, named, read_rows, with_pretraining
+from dat_mm.commands.reproduce.rows import Row, named, read_rows, task_of, with_pretraining
 from dat_mm.commands.reproduce.runs import How, Run
 from dat_mm.commands.reproduce.submit import job_script
 from dat_mm.commands.screen import Screen
@@ -76,6 +76,7 @@ def test_trainings_that_others_start_from_come_first():
 
 def test_metrics_have_the_names_and_units_of_the_tables():
     assert named({'coco/bbox_mAP': 0.428, 'coco/bbox_mAP_l': -1.0, 'coco/time': 3}) == {'box AP': 42.8}
+    assert named({'coco_panoptic/PQ': 53.4}) == {'PQ': 53.4} and task_of('PQ') == 'Panoptic Segmentation'
     assert named({'mIoU': 44.2}, augmented=True) == {'mIoU(ms+flip)': 44.2}
 
 

@@ -9,6 +9,7 @@ from .fault import Fault, shown
 from .folders import folder_faults, list_faults
 from .images import image_faults
 from .maps import Labels, map_faults
+from .panoptic import panoptic_faults, segment_faults
 
 __all__ = [
     'UNNOTICED',
@@ -20,5 +21,7 @@ __all__ = [
     'instance_fault',
     'list_faults',
     'map_faults',
+    'panoptic_faults',
+    'segment_faults',
     'shown',
 ]
