@@ -39,7 +39,6 @@ DETECTORS = {
     'Conditional DETR': 'conditional_detr/conditional-detr_r50_8xb2-50e_coco',
     'CrowdDet': 'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman',
     'DAB-DETR': 'dab_detr/dab-detr_r50_8xb2-50e_coco',
-    'DDOD': 'ddod/ddod_r50_fpn_1x_coco',
     'DDQ': 'ddq/ddq-detr-4scale_r50_8xb2-12e_coco',
     'Deformable DETR': 'deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco',
     'DETR': 'detr/detr_r50_8xb2-150e_coco',
@@ -57,7 +56,6 @@ DETECTORS = {
     'GHM': 'ghm/retinanet_r50_fpn_ghm-1x_coco',
     'Grid R-CNN': 'grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco',
     'GRoIE': 'groie/mask-rcnn_r50_fpn_groie_1x_coco',
-    'Guided Anchoring': 'guided_anchoring/ga-retinanet_r50_fpn_1x_coco',
     'HTC': 'htc/htc_r50_fpn_1x_coco',
     'Libra R-CNN': 'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco',
     'Mask2Former': 'mask2former/mask2former_r50_8xb2-lsj-50e_coco',
@@ -66,12 +64,10 @@ DETECTORS = {
     'Mask Scoring R-CNN': 'ms_rcnn/ms-rcnn_r50_fpn_1x_coco',
     'NAS-FCOS': 'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco',
     'NAS-FPN': 'nas_fpn/retinanet_r50_nasfpn_crop640-50e_coco',
-    'PAA': 'paa/paa_r50_fpn_1x_coco',
     'PAFPN': 'pafpn/faster-rcnn_r50_pafpn_1x_coco',
     'Panoptic FPN': 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco',
     'PISA': 'pisa/faster-rcnn_r50_fpn_pisa_1x_coco',
     'PointRend': 'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco',
-    'QueryInst': 'queryinst/queryinst_r50_fpn_1x_coco',
     'RepPoints': 'reppoints/reppoints-moment_r50_fpn_1x_coco',
     'RetinaNet': 'retinanet/retinanet_r50_fpn_1x_coco',
     'RPN': 'rpn/rpn_r50_fpn_1x_coco',
@@ -132,11 +128,13 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(('lad', 'ld'), 'distils a teacher, which it needs weights of'),
     'fast_rcnn': 'needs proposals from a file',
+    'paa': 'needs scikit-learn',
+    'guided_anchoring': 'predicts with an op of mmcv that only GPUs have',
+    'ddod': 'has deformable convolutions that want larger maps than the small images of this test give',
+    'queryinst': 'predicts boxes outside of the image with random weights, whose masks mmdet cannot paste on a CPU',
 }
-SIDES = {
-    'DDOD': 256
-}  # of images: 128 where nothing is said, which leaves this one's deformable convolutions too little
 SEMANTIC_STRIDE = {'HTC': 8, 'SCNet': 8}  # of the truth about pixels that these heads want
+WITHOUT_MASKS = {'RTMDet'}  # in the truth: what it does with these is for its other heads
 # name: base model in mmseg's folder
 SEGMENTORS = {
     'ANN': 'ann_r50-d8',
@@ -153,9 +151,7 @@ SEGMENTORS = {
     'FCN': 'fcn_r50-d8',
     'GCNet': 'gcnet_r50-d8',
     'ISANet': 'isanet_r50-d8',
-    'LR-ASPP': 'lraspp_m-v3-d8',
     'NonLocal': 'nonlocal_r50-d8',
-    'OCRNet': 'ocrnet_r50-d8',
     'PointRend': 'pointrend_r50',
     'PSANet': 'psanet_r50-d8',
     'PSPNet': 'pspnet_r50-d8',
@@ -216,10 +212,16 @@ def plug_into_segmentor(model):
     model.pop('pretrained', None)
     model.backbone = Config(dat((0, 1, 2, 3)))
     neck = model.get('neck')
-    if neck:
-        neck.in_channels = CHANNELS[-len(neck.in_channels) :]
-        return (0, 1, 2, 3), 'neck.in_channels'
     names = []
+    if neck:
+        count = len(neck.in_channels)
+        neck.in_channels = type(neck.in_channels)(CHANNELS[-count:])
+        if count == 4:
+            return (0, 1, 2, 3), 'neck.in_channels'
+        # FastFCN's neck makes the last of three maps, and the head beside it takes the second as it is
+        model.backbone.out_indices = (1, 2, 3)
+        model.auxiliary_head.in_channels = CHANNELS[2]
+        return (1, 2, 3), 'neck.in_channels, auxiliary_head.in_channels'
     for name in ('decode_head', 'auxiliary_head'):
         heads = model.get(name) or []
         for head in heads if isinstance(heads, list) else [heads]:
@@ -237,8 +239,9 @@ def detector_config(name):
     if 'num_queries' in cfg:
         cfg.num_queries = 20  # 900 are more than the tokens of a small image
         cfg.test_cfg.max_per_img = 20
-    if cfg.get('rpn_head', {}).get('num_proposals'):
+    if cfg.type == 'SparseRCNN':
         cfg.rpn_head.num_proposals = 20
+        cfg.test_cfg.rcnn.max_per_img = 20
     for node in nodes(cfg):  # few regions, which are what takes long
         if {'nms_pre', 'max_per_img'} <= set(node):
             node.max_per_img = 20
@@ -257,7 +260,8 @@ def segmentor_config(name):
 def run(model, inputs):
     """Runs losses with gradients, and a prediction, of a model of any toolbox."""
     model = revert_sync_batchnorm(model)
-    MessageHub.get_current_instance().update_info('iter', 0)  # some losses ask a runner how far it is
+    for unit in ('iter', 'epoch'):  # some losses ask a runner how far it is
+        MessageHub.get_current_instance().update_info(unit, 0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model.init_weights()
@@ -269,8 +273,10 @@ def run(model, inputs):
         grads = [parameter.grad for parameter in model.backbone.parameters()]
         assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
         model.eval()
+        single = {key: value[:1] for key, value in inputs().items()}  # as the toolboxes test
         with torch.no_grad():
-            return model(**model.data_preprocessor(inputs(), training=False), mode='predict')
+            (prediction,) = model(**model.data_preprocessor(single, training=False), mode='predict')
+        return prediction
 
 
 def try_detector(name):
@@ -279,13 +285,14 @@ def try_detector(name):
     cfg, *_ = detector_config(name)
 
     def inputs():
-        side = SIDES.get(name, 128)
-        packed = demo_mm_inputs(2, [[3, side, side]] * 2, num_classes=2, with_mask=True, with_semantic=True)
+        packed = demo_mm_inputs(2, [[3, 128, 128]] * 2, num_classes=2, with_mask=True, with_semantic=True)
         stride = SEMANTIC_STRIDE.get(name, 1)
         for sample in packed['data_samples']:
             sample.gt_instances.labels.zero_()  # a class that every head has
             truth = sample.gt_sem_seg.sem_seg
             sample.gt_sem_seg = PixelData(sem_seg=truth[..., ::stride, ::stride])
+            if name in WITHOUT_MASKS:
+                del sample.gt_instances.masks
         return packed
 
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -332,19 +339,20 @@ def try_classifier(name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detectors_of_mmdet(name):
-    assert len(try_detector(name)) == 2
+    prediction = try_detector(name)
+    assert 'pred_instances' in prediction or 'pred_panoptic_seg' in prediction
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_segmentors_of_mmseg(name):
-    assert len(try_segmentor(name)) == 2
+    assert try_segmentor(name).pred_sem_seg.data.shape == (1, 64, 64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_classifiers_of_mmpretrain(name):
-    assert len(try_classifier(name)) == 2
+    assert try_classifier(name).pred_score.shape == (5,)
 
 
 def test_every_folder_of_mmdet_is_tried_or_left_out_for_a_reason():
@@ -406,7 +414,7 @@ if __name__ == '__main__':
                     attempt(case)
                     result = 'works'
                 except Exception as error:
-                    result = f'{type(error).__name__}: {str(error)[:200]}'
+                    result = f'{type(error).__name__}: {str(error).strip()[:120]!r}'
                 print(f'{case}: {result} ({time.process_time() - start:.1f} s of CPU)', flush=True)
     else:
         PAGE.write_text(with_tables(PAGE.read_text(), tables()))
