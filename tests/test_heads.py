@@ -31,7 +31,6 @@ DETECTORS = {
     'ATSS': 'atss/atss_r50_fpn_1x_coco',
     'AutoAssign': 'autoassign/autoassign_r50-caffe_fpn_1x_coco',
     'BoxInst': 'boxinst/boxinst_r50_fpn_ms-90k_coco',
-    'CARAFE': 'carafe/mask-rcnn_r50_fpn-carafe_1x_coco',
     'Cascade R-CNN': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco',
     'Cascade RPN': 'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco',
     'CenterNet': 'centernet/centernet-update_r50-caffe_fpn_ms-1x_coco',
@@ -129,7 +128,7 @@ LEFT_OUT = {
     **dict.fromkeys(('lad', 'ld'), 'distils a teacher, which it needs weights of'),
     'fast_rcnn': 'needs proposals from a file',
     'paa': 'needs scikit-learn',
-    'guided_anchoring': 'predicts with an op of mmcv that only GPUs have',
+    **dict.fromkeys(('carafe', 'guided_anchoring'), 'has an op of mmcv that only GPUs have'),
     'ddod': 'has deformable convolutions that want larger maps than the small images of this test give',
     'queryinst': 'predicts boxes outside of the image with random weights, whose masks mmdet cannot paste on a CPU',
 }
