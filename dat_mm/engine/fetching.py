@@ -75,9 +75,8 @@ class Watched(Compose):
 
     def __call__(self, info: dict):
         image = info.get('img_path')
-        label_map = (
-            None if 'segments_info' in info else info.get('seg_map_path')
-        )  # a map of segments is no map of labels
+        # a map of segments is no map of labels
+        label_map = None if 'segments_info' in info else info.get('seg_map_path')
         name = shown(image) if isinstance(image, str) else f'sample {info.get("sample_idx")}'
         record = f'{shown(self.annotations)}: the objects of {name}' if self.annotations else name
         self._check_instances(info, record)
