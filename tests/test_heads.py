@@ -98,19 +98,9 @@ LEFT_OUT = {
     ),
     **dict.fromkeys(
         (
-            *(
-                'albu_example',
-                'cityscapes',
-                'common',
-                'deepfashion',
-                'dsdl',
-                'instaboost',
-                'legacy_1.x',
-                'lvis',
-                'misc',
-            ),
-            *('objects365', 'openimages', 'pascal_voc', 'scratch', 'seesaw_loss', 'simple_copy_paste', 'soft_teacher'),
-            *('strong_baselines', 'v3det', 'wider_face', '_base_'),
+            *('albu_example', 'cityscapes', 'common', 'deepfashion', 'dsdl', 'instaboost', 'legacy_1.x', 'lvis'),
+            *('misc', 'objects365', 'openimages', 'pascal_voc', 'scratch', 'seesaw_loss', 'simple_copy_paste'),
+            *('soft_teacher', 'strong_baselines', 'v3det', 'wider_face', '_base_'),
         ),
         OTHER_DATA,
     ),
@@ -122,6 +112,7 @@ LEFT_OUT = {
         VIDEO,
     ),
     **dict.fromkeys(('glip', 'grounding_dino', 'mm_grounding_dino'), TEXT),
+    'clrnet': 'finds lanes, and is in the OneDL fork alone',
     **dict.fromkeys(
         ('centripetalnet', 'cornernet', 'ssd', 'yolo'), 'has a backbone of its own: hourglass, VGG, Darknet'
     ),
