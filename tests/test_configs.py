@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from counts import parameters_upstream
 
 pytest.importorskip('mmengine')
 
@@ -39,14 +40,6 @@ def build_model(cfg):
         return MODELS.build(cfg.model)
 
 
-def more_in_the_fork(model):
-    """How many parameters DINO has in the OneDL fork, where a layer takes twice as many numbers, and not upstream."""
-    if type(model).__name__ != 'DINO':
-        return 0
-    out_size, in_size = model.decoder.ref_point_head.layers[0].weight.shape
-    return out_size * (in_size - 2 * out_size)
-
-
 def test_there_are_configs():
     assert len(LEAVES) > 80
     assert {leaf.partition('/')[0] for leaf in LEAVES} == set(FOLDERS)
@@ -62,8 +55,7 @@ def test_config_parses_and_builds(leaf):
         model = build_model(cfg)
         assert type(model).__name__ == cfg.model.type
         assert leaf in PARAMETERS, f'tools/metafile_entry.py configs/{leaf}.py prints what the metafile lacks'
-        numbers = sum(parameter.numel() for parameter in model.parameters())
-        assert numbers - more_in_the_fork(model) == PARAMETERS[leaf]
+        assert parameters_upstream(model) == PARAMETERS[leaf]
         for phase in PHASES:
             for transform in cfg[f'{phase}_dataloader'].dataset.pipeline:
                 TRANSFORMS.build(transform)
