@@ -17,7 +17,7 @@ from torch import Tensor
 from . import grid
 from .dense import Hat
 from .separable import hat
-from .tracing import exporting
+from .tracing import exporting, only_exporting
 
 TILE = 4  # queries of a tile along an axis
 UNSEEN = -1e4  # the logit of a key that a query does not see; float16 has it too
@@ -65,7 +65,7 @@ def why_not(bias, dropout, **call) -> str | None:
 
 def is_faster(**call) -> bool:
     """Whether the graph is to be run by something else. Here, others are faster."""
-    return exporting()
+    return only_exporting()
 
 
 def tile_axis(n: int, kernel_size: int, device) -> tuple[Tensor, Tensor, Tensor]:

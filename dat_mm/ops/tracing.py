@@ -12,6 +12,7 @@ def _never() -> bool:
 # is_compiling came with torch 2.3, is_exporting with 2.7. Before, an export has the sizes of its example.
 compiling = getattr(torch.compiler, 'is_compiling', _never)
 exporting = getattr(torch.compiler, 'is_exporting', compiling)
+only_exporting = getattr(torch.compiler, 'is_exporting', _never)  # never in a PyTorch that cannot tell
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
