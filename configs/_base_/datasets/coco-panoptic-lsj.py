@@ -1,6 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Large-scale jitter: a crop of 1024 x 1024 from an image made 0.1 to 2 times as large. Needs panopticapi.
-data_root = '{{$DAT_MM_DATA:data}}/coco/'
+# The large-scale jitter of instances, for segments. Needs panopticapi.
+_base_ = 'coco-instance-lsj.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile', to_float32=True),
@@ -27,32 +27,18 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='CocoPanopticDataset',
-        data_root=data_root,
         ann_file='annotations/panoptic_train2017.json',
-        data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        data_prefix=dict(seg='annotations/panoptic_train2017/'),
         pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoPanopticDataset',
-        data_root=data_root,
         ann_file='annotations/panoptic_val2017.json',
-        data_prefix=dict(img='val2017/', seg='annotations/panoptic_val2017/'),
-        test_mode=True,
+        data_prefix=dict(seg='annotations/panoptic_val2017/'),
         pipeline=test_pipeline,
     ),
 )
@@ -60,9 +46,9 @@ test_dataloader = val_dataloader
 val_evaluator = [
     dict(
         type='CocoPanopticMetric',
-        ann_file=data_root + 'annotations/panoptic_val2017.json',
-        seg_prefix=data_root + 'annotations/panoptic_val2017/',
+        ann_file=_base_.data_root + 'annotations/panoptic_val2017.json',
+        seg_prefix=_base_.data_root + 'annotations/panoptic_val2017/',
     ),
-    dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']),
+    dict(type='CocoMetric', ann_file=_base_.data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']),
 ]
 test_evaluator = val_evaluator

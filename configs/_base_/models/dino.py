@@ -1,75 +1,26 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# Four levels: three stages and one more, of half the size.
+# Four levels: three stages and one more, of half the size. A deformable DETR with queries that learn to denoise.
+_base_ = 'deformable-detr.py'
+
 model = dict(
     type='DINO',
     num_queries=900,
-    num_feature_levels=4,
-    with_box_refine=True,
-    as_two_stage=True,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=1,
-    ),
-    backbone=dict(
-        type='dat_mm.DAT',
-        arch='datpp-tiny',
-        out_indices=(1, 2, 3),  # the first stage is not used, so it has no norm
-        drop_path_rate=0.2,
-        with_cp=True,  # recomputes activations: less memory, the same numbers
-        init_cfg=dict(type='Pretrained', checkpoint=None),  # None trains from scratch
-    ),
-    neck=dict(
-        type='ChannelMapper',
-        in_channels=[128, 256, 512],
-        kernel_size=1,
-        out_channels=256,
-        act_cfg=None,
-        norm_cfg=dict(type='GN', num_groups=32),
-        num_outs=4,
-    ),
     encoder=dict(
-        num_layers=6,
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_levels=4, dropout=0.0, batch_first=True),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
-        ),
+        layer_cfg=dict(self_attn_cfg=dict(dropout=0.0), ffn_cfg=dict(feedforward_channels=2048, ffn_drop=0.0)),
     ),
     decoder=dict(
-        num_layers=6,
-        return_intermediate=True,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.0, batch_first=True),
-            cross_attn_cfg=dict(embed_dims=256, num_levels=4, dropout=0.0, batch_first=True),
-            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
+            self_attn_cfg=dict(dropout=0.0),
+            cross_attn_cfg=dict(dropout=0.0),
+            ffn_cfg=dict(feedforward_channels=2048, ffn_drop=0.0),
         ),
-        post_norm_cfg=None,
     ),
-    positional_encoding=dict(num_feats=128, normalize=True, offset=0.0, temperature=20),
-    bbox_head=dict(
-        type='DINOHead',
-        num_classes=80,
-        sync_cls_avg_factor=True,
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0),
-    ),
+    positional_encoding=dict(offset=0.0, temperature=20),
+    bbox_head=dict(type='DINOHead', loss_cls=dict(loss_weight=1.0)),
     dn_cfg=dict(
         label_noise_scale=0.5,
         box_noise_scale=1.0,
         group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=100),
-    ),
-    train_cfg=dict(
-        assigner=dict(
-            type='HungarianAssigner',
-            match_costs=[
-                dict(type='FocalLossCost', weight=2.0),
-                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0),
-            ],
-        ),
     ),
     test_cfg=dict(max_per_img=300),
 )
