@@ -4,6 +4,11 @@
 import torch
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+KERNELS = {  # of Triton, by op
+    'deformable': ('pack', 'place_keys', 'place_queries', 'forward', 'shared_part', 'backward', 'table_gradient'),
+    'neighborhood': ('forward', 'backward_queries', 'backward_keys'),
+    'sampling': ('forward', 'backward_points', 'backward_map'),
+}
 
 
 def dtypes_of(backend: str) -> list[torch.dtype]:

@@ -74,7 +74,7 @@ def compile_launch(kernel, args, options, capability: int):
         free = name in kernel.do_not_specialize
         if torch.is_tensor(x) or (isinstance(x, int) and x % 16 == 0 and not free):
             attributes[(i,)] = [['tt.divisibility', 16]]
-    how = {name: options[name] for name in ('num_warps', 'num_stages', 'maxnreg') if name in options}
+    how = {name: options[name] for name in ('num_warps', 'num_stages') if name in options}
     constants = {name: x for name, x in options.items() if name not in how}
     signature |= dict.fromkeys(constants, 'constexpr')
     constants = {(names.index(name),): x for name, x in constants.items()}

@@ -54,7 +54,7 @@ DEFORMABLE = {
 NEIGHBORHOOD = {
     'triton': _from(fused_neighborhood, 'neighborhood_attention', 'why_not', 'is_faster', 'is_proved'),
     'tiles': _from(tiles, 'neighborhood_attention', 'why_not'),
-    'portable': Backend(portable.neighborhood_attention, portable.why_not_tiles, portable.is_faster),
+    'portable': Backend(portable.neighborhood_attention, windows.why_not, portable.is_faster),
     'reference': _from(reference, 'neighborhood_attention'),
 }
 SAMPLING = {

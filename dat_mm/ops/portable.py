@@ -14,7 +14,7 @@ B batch, G groups, M heads, D head width, H x W the map, K keys.
 import torch
 from torch import Tensor
 
-from . import grid
+from . import grid, library, reference
 from .dense import Hat
 from .separable import hat
 from .tracing import exporting, only_exporting
@@ -58,9 +58,7 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
 
 
 def why_not(bias, dropout, **call) -> str | None:
-    if bias is not None:
-        return 'it takes a table, not a bias'
-    return 'it has no dropout' if dropout else None
+    return library.why_not_table(bias, dropout)
 
 
 def is_faster(**call) -> bool:
@@ -111,11 +109,6 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
     bias = bias.flatten(5, 6).flatten(3, 4)  # (M, tiles, tiles, queries, keys)
 
     logits = tiles(q * scale, rows, columns) @ tiles(k, row_keys, column_keys).transpose(-2, -1)
-    weights = (logits.to(dtype) + bias).softmax(-1)
-    out = weights.to(v.dtype) @ tiles(v, row_keys, column_keys)
+    out = reference.average_values(logits.to(dtype) + bias, tiles(v, row_keys, column_keys))
     out = out.unflatten(4, (TILE, TILE)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return out.index_select(2, torch.arange(H, device=q.device)).index_select(3, torch.arange(W, device=q.device))
-
-
-def why_not_tiles(dropout, **call) -> str | None:
-    return 'it has no dropout' if dropout else None

@@ -73,22 +73,23 @@ class Recomputing:
         return told
 
 
+SECONDS = {keep: lambda cost: 0.0, remake: lambda cost: cost.cheap_seconds, recompute: lambda cost: cost.seconds}
+SPARED = {keep: lambda cost: 0, remake: lambda cost: cost.cheap, recompute: lambda cost: cost.cheap + cost.kept}
+
+
 def choose(costs: dict[str, Cost]) -> tuple[dict[str, Callable], str]:
     """How each part is run, by name, and what that should spare and cost: the most bytes a second first."""
     total = (1 + BACKWARD) * sum(cost.seconds for cost in costs.values())
     steps = [(c.cheap, c.cheap_seconds, name, remake) for name, c in costs.items() if c.cheap]
     steps += [(c.kept, c.seconds - c.cheap_seconds, name, recompute) for name, c in costs.items()]
     steps.sort(key=lambda step: step[0] / max(step[1], 1e-9), reverse=True)
-    ways, spent, spared = dict.fromkeys(costs, keep), 0.0, 0
-    for amount, seconds, name, way in steps:
-        if spent + seconds > SHARE * total or ways[name] is recompute:
-            continue
-        if way is recompute and ways[name] is keep:
-            amount, seconds = amount + costs[name].cheap, costs[name].seconds
-            if spent + seconds > SHARE * total:
-                continue
-        ways[name], spent, spared = way, spent + seconds, spared + amount
-    kept = sum(cost.kept + cost.cheap for cost in costs.values())
+    ways, spent = dict.fromkeys(costs, keep), 0.0
+    for *_, name, way in steps:
+        more = SECONDS[way](costs[name]) - SECONDS[ways[name]](costs[name])
+        if ways[name] is not recompute and spent + more <= SHARE * total:
+            ways[name], spent = way, spent + more
+    spared = sum(SPARED[way](costs[name]) for name, way in ways.items())
+    kept = sum(map(SPARED[recompute], costs.values()))
     count = {way: list(ways.values()).count(way) for way in (recompute, remake)}
     return ways, (
         f'of {len(ways)} parts, {count[recompute]} are computed again and {count[remake]} in what is cheap, '

@@ -7,17 +7,13 @@ import torch
 pytest.importorskip('triton')
 
 from addresses import check
+from op_cases import KERNELS
 
 from dat_mm.ops import fused
 from dat_mm.ops.fused import deformable, neighborhood, sampling
 
 pytestmark = pytest.mark.skipif(not fused.interprets(), reason='the kernels are not interpreted')
 ACCEPTED = 'its kernels run on a GPU of NVIDIA, not on meta'  # there is no other reason against a call
-KERNELS = {
-    'deformable': {'pack', 'place_keys', 'place_queries', 'forward', 'shared_part', 'backward', 'table_gradient'},
-    'neighborhood': {'forward', 'backward_queries', 'backward_keys'},
-    'sampling': {'forward', 'backward_points', 'backward_map'},
-}
 
 
 def empty(*shape, dtype=torch.bfloat16):
