@@ -14,6 +14,8 @@ from functools import partial
 from logging import ERROR, WARNING
 
 import cv2
+import numpy as np
+import torch
 from mmengine.dataset import Compose
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -134,10 +136,15 @@ def summary(error: Exception) -> str:
 
 
 def sample_fault(sample) -> str | None:
-    """Finds what is wrong with the boxes that come out of a pipeline."""
+    """Finds what is wrong with the boxes that come out of a pipeline.
+
+    An object of which a crop left nothing has an empty mask, and a box without area that is made from it. Mask2Former
+    trains on these, which teach it that they are not in the picture.
+    """
     packed = sample.get('data_samples') if isinstance(sample, dict) else None
     for data_sample in packed if isinstance(packed, list) else [packed]:
-        boxes = getattr(getattr(data_sample, 'gt_instances', None), 'bboxes', None)
+        instances = getattr(data_sample, 'gt_instances', None)
+        boxes = getattr(instances, 'bboxes', None)
         boxes = getattr(boxes, 'tensor', boxes)
         if boxes is None or boxes.shape[-1] != 4:
             continue
@@ -145,6 +152,9 @@ def sample_fault(sample) -> str | None:
             wrong, rule = ~boxes.isfinite().all(-1), 'not of finite numbers'
         else:
             wrong, rule = (boxes[:, 2:] <= boxes[:, :2]).any(-1), 'of width or height 0 or less'
+            masks = getattr(getattr(instances, 'masks', None), 'masks', None)
+            if wrong.any() and isinstance(masks, np.ndarray):
+                wrong &= torch.from_numpy(masks.any((1, 2)))
         if wrong.any():
             return f'a box is {boxes[wrong][0].tolist()} (x1, y1, x2, y2) after the pipeline, {rule}'
     return None

@@ -40,7 +40,9 @@ def checkpoint(tmp_path):
 
         cfg = load_config(config)
         import_toolbox(cfg)
-        torch.save({'state_dict': MODELS.build(cfg.model).state_dict(), 'meta': {}}, tmp_path / name)
+        model = MODELS.build(cfg.model)
+        model.init_weights()  # until then, the embeddings of a decoder are whatever was in memory
+        torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / name)
         return tmp_path / name
 
     return write

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -225,6 +226,22 @@ def test_boxes_without_area_after_the_pipeline():
     assert fetching.sample_fault(sample([1.0, 2.0, 3.0, 4.0])) is None
     fault = fetching.sample_fault(sample([1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 3.0, 9.0]))
     assert fault.startswith('a box is [3.0, 4.0, 3.0, 9.0]') and fault.endswith('of width or height 0 or less')
+
+
+def test_an_object_that_a_crop_left_out_has_a_box_without_area():
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    masks = np.zeros((2, 8, 8), np.uint8)
+    masks[0, 2:4, 1:3] = 1
+    instances = InstanceData(
+        bboxes=torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]), masks=BitmapMasks(masks, 8, 8)
+    )
+    sample = dict(inputs=None, data_samples=DetDataSample(gt_instances=instances))
+    assert fetching.sample_fault(sample) is None
+    instances.bboxes[0, 2] = 1.0
+    assert fetching.sample_fault(sample).startswith('a box is [1.0, 2.0, 1.0, 4.0]')
 
 
 @pytest.mark.parametrize(

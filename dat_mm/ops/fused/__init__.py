@@ -2,6 +2,7 @@
 """Both attentions and the sampling as Triton kernels, and what their files share. Triton is imported on first use."""
 
 import importlib.util
+import math
 import os
 import shutil
 
@@ -55,9 +56,9 @@ def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if v.shape[-1] != q.shape[-1]:
         return f'v is {v.shape[-1]} wide and q {q.shape[-1]}: it wants the same'
     # The output has the heads of a query side by side in memory, whatever the strides of q.
-    if q.shape[1:].numel() >= FARTHEST:
+    if math.prod(q.shape[1:]) >= FARTHEST:
         return f'q {tuple(q.shape)} is too large: 2^31 numbers or more an image'
-    if any(x.shape[:-1].numel() >= MOST for x in (q, k)):
+    if any(math.prod(x.shape[:-1]) >= MOST for x in (q, k)):
         return f'q {tuple(q.shape)} or k {tuple(k.shape)} is too large: 2^30 rows or more'
     return why_not(q, k, v)
 
