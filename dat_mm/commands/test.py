@@ -24,9 +24,16 @@ VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer', 'mm
 FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
+def gives_masks(model) -> bool:
+    """Says whether the model of a config, one of mmdet's, predicts masks."""
+    return any(part in owner for owner in (model, model.get('roi_head', ())) for part in ('mask_head', 'panoptic_head'))
+
+
 def set_test_time_augmentation(cfg) -> None:
     """Tests with the `tta_model` and `tta_pipeline` of the config, or else on the image and its mirror image."""
     scope, datasets = cfg.default_scope, [*leaf_datasets(cfg.test_dataloader.dataset)]
+    if scope == 'mmdet' and 'tta_model' not in cfg and gives_masks(cfg.model):
+        raise UserError(f'--tta: {cfg.model.type} predicts masks, and mmdet merges boxes only; test without it')
     if 'tta_pipeline' not in cfg:
         *transforms, pack = deepcopy(datasets[0].pipeline)
         if scope == 'mmdet':
