@@ -196,8 +196,9 @@ def test_real_configs_run_end_to_end(leaf, data, work_dir, monkeypatch):
 
     if leaf in DRAWN:
         if leaf.startswith('dino'):
-            run('test', config, checkpoint, '--tta', '--work-dir', work_dir / 'flipped', *cut)
-            assert metric in logged(work_dir / 'flipped')[1][0]
+            flipped = work_dir / 'flipped.json'
+            run('test', config, checkpoint, '--tta', '--work-dir', work_dir / 'flipped', '--out', flipped, *cut)
+            assert metric in json.loads(flipped.read_text())
         images = data / PICTURES[folder]
         run('infer', images, config, checkpoint, '--out-dir', work_dir / 'found', '--score-thr', 0.0, *cut)
         found = json.loads((work_dir / 'found/predictions.json').read_text())
