@@ -392,6 +392,27 @@ neighborhood_attention(x, x, x, backend='triton')
     assert done.stderr.strip().endswith("backend 'triton': its kernels run on a GPU of NVIDIA, not on cpu"), done.stderr
 
 
+def test_what_the_launcher_of_a_kernel_lacks_is_named(monkeypatch, tmp_path):
+    """Triton compiles a small module of C before the first launch, with the headers of Python."""
+    for name in ('CC', 'CPATH', 'C_INCLUDE_PATH'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fused.sysconfig, 'get_path', lambda *_: str(tmp_path))
+    monkeypatch.setattr(fused.shutil, 'which', lambda name: None)
+    assert fused._why_no_launcher().startswith('Triton needs a C compiler')
+    monkeypatch.setenv('CC', 'cc')
+    told = fused._why_no_launcher()
+    assert told.endswith(f'there is no {tmp_path}/Python.h') and '\n' not in told
+    (tmp_path / 'more').mkdir()
+    (tmp_path / 'more' / 'Python.h').touch()
+    monkeypatch.setenv('CPATH', f'/nowhere:{tmp_path}/more')
+    assert fused._why_no_launcher() is None
+
+
+def test_a_gpu_without_the_headers_of_python_is_told_so(monkeypatch):
+    monkeypatch.setattr(fused, 'NO_LAUNCHER', "Triton needs Python's headers")
+    assert fused._why_not_device(torch.device('cuda')) == "Triton needs Python's headers"
+
+
 @pytest.mark.parametrize(
     ('changes', 'reason'),
     [

@@ -5,6 +5,8 @@ import importlib.util
 import math
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +16,21 @@ WIDEST = 128  # channels of a head, at most
 FARTHEST = 2**31  # an image or head must span fewer numbers in memory, since kernels count with 32 bits
 MOST = 2**30  # of queries and of keys in all heads of a batch, so that grids and offsets into points have 31 bits
 HAS_TRITON = importlib.util.find_spec('triton') is not None
-HAS_COMPILER = bool(os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang'))))  # Triton needs a C compiler
+
+
+def _why_no_launcher() -> str | None:
+    """Why Triton cannot compile the small module of C that launches a kernel, or None."""
+    if not (os.environ.get('CC') or any(map(shutil.which, ('gcc', 'clang')))):
+        return 'Triton needs a C compiler, and there is no gcc or clang, and CC is not set'
+    scheme = sysconfig.get_default_scheme()  # Debian's own has another folder, where Triton does not look
+    include = sysconfig.get_path('include', 'posix_prefix' if scheme == 'posix_local' else scheme)
+    more = ':'.join(os.environ.get(name, '') for name in ('CPATH', 'C_INCLUDE_PATH')).split(':')
+    if not any(Path(folder, 'Python.h').exists() for folder in (include, *filter(None, more))):
+        return f"Triton needs Python's headers, as in the package python3-dev, and there is no {include}/Python.h"
+    return None
+
+
+NO_LAUNCHER = _why_no_launcher()  # found once, since a compiled graph cannot look for files
 
 
 def interprets() -> bool:
@@ -28,8 +44,8 @@ def _why_not_device(device: torch.device) -> str | None:
         return None
     if device.type != 'cuda' or torch.version.hip:
         return f'its kernels run on a GPU of NVIDIA, not on {"ROCm" if torch.version.hip else device.type}'
-    if not HAS_COMPILER:
-        return 'Triton needs a C compiler, and there is no gcc or clang, and CC is not set'
+    if NO_LAUNCHER:
+        return NO_LAUNCHER
     properties = torch.cuda.get_device_properties(device)
     if properties.major < 8:
         return f'its kernels need compute capability 8.0, {properties.name} is older'
