@@ -2,8 +2,8 @@
 """Each real config of tiny size trains, validates, saves, resumes and tests. Options alone make it small.
 
 Without --all-configs, pytest leaves out the configs that differ from another one only in the schedule (3x from 1x, 36
-epochs from 12), in details of the backbone (the ablations) or, with the heads of detection and mask transformers, in the
-backbone at all.
+epochs from 12), in details of the backbone (the ablations) or, with the heads of detection and mask transformers, in
+the backbone at all.
 """
 
 import json
