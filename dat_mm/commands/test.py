@@ -26,7 +26,8 @@ FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'fl
 
 def gives_masks(model) -> bool:
     """Says whether the model of a config, one of mmdet's, predicts masks."""
-    return any(part in owner for owner in (model, model.get('roi_head', ())) for part in ('mask_head', 'panoptic_head'))
+    roi_head = model.get('roi_head') or {}
+    return bool(model.get('panoptic_head') or model.get('mask_head') or roi_head.get('mask_head'))
 
 
 def set_test_time_augmentation(cfg) -> None:
