@@ -6,6 +6,8 @@ from dat_mm import DAT
 from dat_mm.commands import get_flops
 from dat_mm.complexity import Classifier, count_parts, table
 
+pytestmark = pytest.mark.one_stack
+
 # Multiply-adds in G at 224, with the head for ImageNet and both products of attention.
 MACS = {
     'dat-tiny': 4.563,

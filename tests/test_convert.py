@@ -5,6 +5,8 @@ import torch
 from dat_mm import DAT
 from dat_mm.convert import convert, rename
 
+pytestmark = pytest.mark.one_stack
+
 NETWORKS = [
     ('v1_tiny_224', 'dat-tiny', (3,)),
     ('v2_tiny_224', 'datpp-tiny', (3,)),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.md') for path in ROOT.glob(pattern))
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 PACKAGE = Path(__file__).parents[1] / 'dat_mm'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # Lowest first: a part imports from those below it, and from those beside it.

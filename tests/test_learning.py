@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 CONFIGS = Path(__file__).parents[1] / 'configs/shapes'
 NEW_SCENES = dict(num_train=500, num_val=60, difficulty=0.0)
 SAME_SCENES = dict(num_train=24, num_val=1, difficulty=0.0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 yaml = pytest.importorskip('yaml')
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,6 +18,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
+pytestmark = pytest.mark.one_stack
+
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 

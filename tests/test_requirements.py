@@ -21,6 +21,8 @@ FOLDER = Path(__file__).resolve().parents[1] / 'requirements'
 sys.path.insert(0, str(FOLDER))  # as for `python requirements/install.py`, which imports its neighbour
 import fast_headers  # noqa: E402
 
+pytestmark = pytest.mark.one_stack
+
 sys.path.remove(str(FOLDER))
 needs_gxx = pytest.mark.skipif(not shutil.which('g++'), reason='g++ is not installed')
 

@@ -18,6 +18,8 @@ import torch
 
 from dat_mm.untrusted import Refused, is_whole, read
 
+pytestmark = pytest.mark.one_stack
+
 WEIGHTS = OrderedDict(w=torch.arange(6.0).view(2, 3))
 
 

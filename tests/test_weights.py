@@ -13,6 +13,8 @@ import torch
 
 from dat_mm.weights import read_state_dict, write_state_dict
 
+pytestmark = pytest.mark.one_stack
+
 TOOL = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 WEIGHTS = OrderedDict(a=torch.arange(6.0).view(2, 3), b=torch.ones(2, dtype=torch.float16))
 

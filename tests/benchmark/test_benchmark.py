@@ -19,6 +19,8 @@ from dat_mm.benchmark.run import Result
 from dat_mm.benchmark.subject import Subject
 from dat_mm.benchmark.suites import SUITES, Target
 
+pytestmark = pytest.mark.one_stack
+
 spec = importlib.util.spec_from_file_location('tool_benchmark', Path(__file__).parents[2] / 'tools' / 'benchmark.py')
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

@@ -10,6 +10,8 @@ import pytest
 from dat_mm.commands.metafile_entry import entry
 from dat_mm.errors import UserError
 
+pytestmark = pytest.mark.one_stack
+
 yaml = pytest.importorskip('yaml')
 ROOT = Path(__file__).parents[2]
 TEXTS = {path: path.read_text() for path in sorted((ROOT / 'configs').rglob('metafile.yml'))}

@@ -11,6 +11,8 @@ pytest.importorskip('mmengine')
 from dat_mm.commands.report import published, report
 from dat_mm.errors import UserError
 
+pytestmark = pytest.mark.one_stack
+
 CONFIG = 'mask-rcnn_dat-tiny_fpn_8xb2-1x_coco'
 
 

@@ -24,6 +24,8 @@ from dat_mm.commands.reproduce.submit import job_script
 from dat_mm.commands.screen import Screen
 from dat_mm.errors import UserError
 
+pytestmark = pytest.mark.one_stack
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 TOOLS = ROOT / 'tools'

@@ -7,6 +7,8 @@ import pytest
 
 from dat_mm.datasets.store import MARKER, build_once, read_marker
 
+pytestmark = pytest.mark.one_stack
+
 RECIPE = {'kind': 'test', 'seed': 1}
 
 

@@ -11,6 +11,8 @@ from runs import log_text, losses, run
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
+pytestmark = pytest.mark.one_stack
+
 # What a run saw: the ids of the samples and a checksum of their pixels, from each process.
 WITNESS = """
 import json

@@ -16,6 +16,8 @@ from dat_mm.engine.checkpoints import latest_checkpoint
 from dat_mm.engine.hanging import EndWhenHung
 from dat_mm.errors import UserError
 
+pytestmark = pytest.mark.one_stack
+
 # A transform that hangs in one of the processes, after the first batch.
 HANG = """
 import ctypes, os, signal, threading

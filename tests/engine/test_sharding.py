@@ -12,6 +12,8 @@ from runs import ROOT, add_plugin, losses, run
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
+pytestmark = pytest.mark.one_stack
+
 # A hook that tells, from each process, how much of the model it holds, its rules of decay, and the norm of gradients.
 PLUGIN = """
 import json

@@ -11,6 +11,8 @@ from dat_mm.models.position_bias import FixedTable, LogDisplacement
 from dat_mm.ops.backends import DEFORMABLE, TABLES
 from dat_mm.ops.fused import interprets
 
+pytestmark = pytest.mark.one_stack
+
 TOLERANCE = 1e-4
 BLOCKS = [
     *('v1_block_10x14', 'v1_block_14x14', 'v1_block_7x7', 'v1_block_tanh', 'v2_block_cpb', 'v2_block_dwc'),

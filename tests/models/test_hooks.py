@@ -14,6 +14,8 @@ from dat_mm.arch import POSITION_BIASES
 from dat_mm.models import layers
 from dat_mm.ops import parts
 
+pytestmark = pytest.mark.one_stack
+
 MODELS = sorted((Path(__file__).parents[2] / 'dat_mm/models').glob('*.py'))
 
 

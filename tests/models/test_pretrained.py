@@ -8,6 +8,8 @@ from dat_mm.arch import POSITION_BIASES
 from dat_mm.convert import convert
 from dat_mm.weights import write_state_dict
 
+pytestmark = pytest.mark.one_stack
+
 STAGES = [dict(dim=32, heads=2, kinds='LD'), dict(dim=64, heads=4, kinds='SD', groups=2)]
 
 

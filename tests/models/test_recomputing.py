@@ -14,6 +14,8 @@ from dat_mm.ops import recomputing
 from dat_mm.ops.recomputing import Cost, choose, keep, recompute, remake
 from dat_mm.ops.remaking import cheaply, remaking
 
+pytestmark = pytest.mark.one_stack
+
 NANO = ['dat-nano', 'datpp-nano']
 
 

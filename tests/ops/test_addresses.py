@@ -12,7 +12,10 @@ from op_cases import KERNELS
 from dat_mm.ops import fused
 from dat_mm.ops.fused import deformable, neighborhood, sampling
 
-pytestmark = pytest.mark.skipif(not fused.interprets(), reason='the kernels are not interpreted')
+pytestmark = [
+    pytest.mark.one_stack,
+    pytest.mark.skipif(not fused.interprets(), reason='the kernels are not interpreted'),
+]
 ACCEPTED = 'its kernels run on a GPU of NVIDIA, not on meta'  # there is no other reason against a call
 
 

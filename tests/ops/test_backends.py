@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dat_mm.ops import backends, deformable_attention, grid, neighborhood_attention, sample_features, separable
 
+pytestmark = pytest.mark.one_stack
+
 # The largest error, relative to the largest number of the exact result, or to 1 where that is more.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 

@@ -15,6 +15,8 @@ from op_cases import DEVICE, KERNELS, at, deformable_case, dtypes_of, neighborho
 
 from dat_mm.ops import deformable_attention, fused, neighborhood_attention, sample_features
 
+pytestmark = pytest.mark.one_stack
+
 ROOT = Path(__file__).parents[2]
 MARGIN = 1024  # poisoned numbers before and after each tensor
 POISON = {True: float('nan'), False: -(1 << 30)}

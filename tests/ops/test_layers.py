@@ -7,6 +7,8 @@ import torch
 from dat_mm import ops
 from dat_mm.ops import backends, onednn, parts, windows
 
+pytestmark = pytest.mark.one_stack
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 needs_onednn = pytest.mark.skipif(not onednn.AVAILABLE, reason='this PyTorch has no oneDNN')
 

@@ -9,6 +9,8 @@ import torch
 
 from dat_mm.ops import deformable_attention, grid, neighborhood_attention, sample_features
 
+pytestmark = pytest.mark.one_stack
+
 
 def deformable_case(B=1, M=2, G=2, H=3, W=2, K=3, D=2, T=(3, 2), dtype=torch.float64, spread=1.5):
     def normal(*shape):

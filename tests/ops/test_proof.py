@@ -26,7 +26,10 @@ OPS = {
     'neighborhood_attention': (backends.NEIGHBORHOOD, neighborhood_attention, (neighborhood_case, 7, 8, 7)),
     'sample_features': (backends.SAMPLING, sample_features, (sampling_case, 6, 7, 3, 4)),
 }
-pytestmark = pytest.mark.skipif(not fused.interprets(), reason='the kernels are not interpreted')
+pytestmark = [
+    pytest.mark.one_stack,
+    pytest.mark.skipif(not fused.interprets(), reason='the kernels are not interpreted'),
+]
 
 
 @pytest.fixture(autouse=True)

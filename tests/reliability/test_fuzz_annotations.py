@@ -17,6 +17,8 @@ from dat_mm.datasets.faults import coco_faults, image_faults
 from dat_mm.engine.fetching import build_dataset, fetch_by_draw
 from dat_mm.errors import UserError
 
+pytestmark = pytest.mark.one_stack
+
 COUNT = 500 if long_version() else 60
 VALUES = (
     *(None, True, '', 'x', '\ud800', 'a\0b', [], [[]], {}, {'a': []}, [None], [1, [2, [3]]]),

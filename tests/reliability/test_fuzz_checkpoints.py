@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 pytest.importorskip('mmengine')
 
 FILES = 500

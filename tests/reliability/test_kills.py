@@ -14,6 +14,8 @@ from runs import add_plugin, losses, run
 
 from dat_mm.engine.checkpoints import is_whole, latest_checkpoint
 
+pytestmark = pytest.mark.one_stack
+
 PLACES = (
     *('before an iteration', 'before a step', 'half a checkpoint written', 'checkpoint not renamed'),
     *('checkpoint not noted', 'old checkpoint not removed', 'inside a validation'),

@@ -16,7 +16,7 @@ from runs import ROOT, add_plugin, python_path, run_alone
 
 from dat_mm.engine.checkpoints import latest_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_stack]
 TOOLS = ROOT / 'tools'
 # Hooks of the tests: one that fails, one that hangs, and one that has the run preempted by a job that comes first.
 HOOKS = """

@@ -15,6 +15,8 @@ from dat_mm.visualize.fields import receptive_fields, window
 from dat_mm.visualize.figures import FIGURES, as_pixels, draw
 from dat_mm.visualize.statistics import offset_statistics
 
+pytestmark = pytest.mark.one_stack
+
 STORED = Path(__file__).parents[1] / 'data' / 'figures.npz'
 
 

@@ -12,6 +12,8 @@ from dat_mm.ops import sample_features
 from dat_mm.visualize import Placement, record
 from dat_mm.visualize.geometry import MapGrid, strides
 
+pytestmark = pytest.mark.one_stack
+
 GENERATIONS = ('dat', 'datp', 'datpp')
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_stack
+
 pytest.importorskip('mmengine')
 pytest.importorskip('cv2')
 

@@ -15,6 +15,8 @@ from dat_mm.visualize import Box, Placement, record, show
 from dat_mm.visualize.page import make_page
 from dat_mm.visualize.page.pack import MOST_QUERIES, largest_error, pack, quantise, thin, unpacked_attention
 
+pytestmark = pytest.mark.one_stack
+
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 
 

@@ -12,6 +12,8 @@ from dat_mm.ops.backends import DEFORMABLE
 from dat_mm.visualize import layer as layer_module
 from dat_mm.visualize import record
 
+pytestmark = pytest.mark.one_stack
+
 SITES = {
     'dat': dict(convention='dat', range_factor=2, groups=2),
     'datpp': dict(groups=2, key_stride=2),
