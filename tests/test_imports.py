@@ -13,20 +13,20 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # Lowest first: a part imports from those below it, and from those beside it.
 LAYERS = [
     ['version'],
-    ['arch', 'errors'],
+    ['arch', 'errors', 'tool'],
     ['registry', 'ops', 'untrusted'],
     ['convert'],
     ['weights'],
     ['models'],
     ['complexity'],
     ['datasets', 'engine'],
-    ['visualize'],
+    ['visualize', 'deploy'],
     ['commands', 'benchmark'],
-    ['doctor'],
+    ['doctor', 'export'],
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
-TORCH_ONLY = {'ops', 'untrusted', 'arch', 'version', 'errors', 'convert', 'weights'}
+TORCH_ONLY = {'ops', 'untrusted', 'arch', 'version', 'errors', 'tool', 'convert', 'weights'}
 
 
 def part_of(path):
