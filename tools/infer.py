@@ -1,5 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Predicts on a picture or a folder of them, and draws what it finds."""
+"""Predicts on a picture or a folder of them, and draws what it finds.
+
+A file that tools/export.py wrote does in place of a checkpoint.
+"""
 
 from dat_mm.commands import cli
 

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Evaluates a checkpoint on the test data of a config."""
+"""Evaluates a checkpoint, or a file that tools/export.py wrote, on the test data of a config."""
 
 from dat_mm.commands import cli
 
@@ -15,6 +15,7 @@ def parse_args(argv=None):
     parser.add_argument('--wait-time', type=float, default=2.0, metavar='S', help='seconds a window stays (default: 2)')
     parser.add_argument('--interval', type=int, default=1, metavar='N', help='draw every N-th only (default: 1)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: that of the config, or a flip')
+    parser.add_argument('--beside', metavar='CHECKPOINT', help='test it too, and print the metrics side by side')
     cli.add_cfg_options(parser)
     cli.add_launcher(parser)
     return parser.parse_args(argv)

@@ -11,6 +11,8 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from ..convert import convert, is_official
+from ..deploy.runtimes import is_exported, open_exported
+from ..deploy.stand_in import check_task, leave_pixels, stand_in
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
 from ..weights import read_state_dict, write_state_dict
@@ -174,24 +176,34 @@ def open_loadable(checkpoint, folder) -> tuple[Path, dict]:
 def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_options=(), edit=None):
     """Makes the predictor of a config's toolbox with the weights of a checkpoint, which may be one of the authors'.
 
-    `edit` is called with the config before anything is built from it.
+    An exported file does as well as a checkpoint. `edit` is called with the config before anything is built from it.
     """
+    exported = open_exported(checkpoint) if is_exported(checkpoint) else None
 
     def edit_all(cfg):
         load_nothing_else(cfg)
+        if exported:
+            check_task(exported, cfg.default_scope)
+            leave_pixels(cfg)
         if edit is not None:
             edit(cfg)
 
     matplotlib.use('Agg')
     with tempfile.TemporaryDirectory() as folder:
-        file, content = open_loadable(checkpoint, folder)
+        file, content = (None, {}) if exported else open_loadable(checkpoint, folder)
         cfg = prepare(config, cfg_options, edit=edit_all)
         meta = dataset_meta(cfg)
         # a checkpoint may tell the names of the classes that it was trained on
         meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
         meta['palette'] = as_palette(meta.get('palette'))
-        predict = PREDICTORS[cfg.default_scope](cfg, str(file), device or get_device(), meta, score_thr)
-        check_fit(predict.inferencer.model, content, checkpoint)
+        if exported:
+            meta['classes'] = tuple(exported.metadata['classes'])
+        file = None if file is None else str(file)
+        predict = PREDICTORS[cfg.default_scope](cfg, file, device or get_device(), meta, score_thr)
+        if exported:
+            stand_in(predict.inferencer.model, exported)
+        else:
+            check_fit(predict.inferencer.model, content, checkpoint)
     return predict
 
 

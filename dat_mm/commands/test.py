@@ -9,9 +9,12 @@ from mmengine.fileio import dump
 from mmengine.model import is_model_wrapper
 
 from ..datasets.survey import leaf_datasets
+from ..deploy.runtimes import is_exported, open_exported
+from ..deploy.stand_in import check_task, leave_pixels, stand_in
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..engine.processes import leave_group
 from ..errors import UserError
+from .infer import load_nothing_else
 from .prepare import prepare
 
 TTA_MODELS = {
@@ -83,17 +86,23 @@ def test(
     wait_time=2.0,
     interval=1,
     tta=False,
+    beside=None,
     cfg_options=(),
     launcher='none',
     local_rank=0,
 ):
-    """Returns the metrics of a checkpoint; the options are those of tools/test.py."""
-    content = open_checkpoint(checkpoint)
+    """Returns the metrics of a checkpoint, or of an exported file; the options are those of tools/test.py."""
+    exported = open_exported(checkpoint) if is_exported(checkpoint) else None
+    content = None if exported else open_checkpoint(checkpoint)
     if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
         raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
 
     def edit(cfg):
-        cfg.load_from, cfg.resume = str(checkpoint), False
+        cfg.load_from, cfg.resume = None if exported else str(checkpoint), False
+        if exported:
+            check_task(exported, cfg.default_scope)
+            load_nothing_else(cfg)
+            leave_pixels(cfg)
         if tta:
             set_test_time_augmentation(cfg)
         if show or show_dir is not None:
@@ -110,17 +119,35 @@ def test(
     )
     from ..engine.runner import Runner
 
+    if beside is not None:
+        if launcher != 'none':
+            raise UserError(f'--beside with --launcher {launcher}: two tests beside each other run in one process')
+        others = test(config, beside, work_dir=work_dir, tta=tta, cfg_options=cfg_options)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    check_fit(getattr(model, 'module', model), content, checkpoint)  # with --tta, the model inside the wrapper
+    model = getattr(model, 'module', model)  # with --tta, the model inside the wrapper
+    if exported:
+        stand_in(model, exported)
+    else:
+        check_fit(model, content, checkpoint)
     predictions = out is not None and not str(out).endswith('.json')
     if predictions:
         runner.test_evaluator.metrics.append(_predictions_to(str(out), cfg.default_scope))
     metrics = runner.test()
     if out is not None and not predictions and runner.rank == 0:
         dump({key: float(value) for key, value in metrics.items()}, str(out), indent=1)
+    if beside is not None:
+        print_beside(metrics, others, str(checkpoint), str(beside))
     leave_group()
     return metrics
+
+
+def print_beside(metrics: dict, others: dict, name: str, other_name: str) -> None:
+    """Prints the metrics of two tests, and how far apart they are."""
+    width = max(map(len, metrics))
+    print(f'{name} beside {other_name}:')
+    for key, value in metrics.items():
+        print(f'  {key:{width}}  {value:9.4f}  {others[key]:9.4f}  {value - others[key]:+.4f}')
 
 
 def _predictions_to(path, scope):

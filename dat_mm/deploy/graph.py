@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """Networks written as ONNX: standard operators, images of any size or of one, and what a user has to know."""
 
+import ast
 import json
 import logging
 import warnings
@@ -15,6 +16,7 @@ from ..weights import written_whole
 from .networks import Network
 
 OPSET = 18  # the oldest that has all operators in the form that PyTorch writes
+SCOPES = 'pkg.torch.onnx.name_scopes'
 PREFIX = 'dat_mm.'  # of the names of metadata
 EXAMPLE = (256, 320)  # the height and width that a graph of any size is traced at
 
@@ -78,6 +80,7 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict) -> None:
     model = program.model
     model.graph.name = network.task
     _name_sizes(model.graph, sizes)
+    _name_nodes(model.graph)
     for key, value in metadata.items():
         model.metadata_props[PREFIX + key] = value if isinstance(value, str) else json.dumps(value)
     with written_whole(Path(path)) as partial:
@@ -93,6 +96,26 @@ def _name_sizes(graph, names: dict[int, str]) -> None:
     for value in (image, *graph.outputs):
         sizes = [size if isinstance(size, int) else known.get(str(size), str(size)) for size in value.shape]
         value.shape = onnx_ir.Shape(sizes)
+
+
+def _name_nodes(graph) -> None:
+    """Calls each node by its module and its operator, and drops what else PyTorch says about it.
+
+    Such names are what tools show that draw a graph, and what one says to them to keep a layer in float32.
+    """
+    for number, node in enumerate(graph):
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, '[]'))
+        module = scopes[-2].removeprefix('network.').removeprefix('model.') if len(scopes) > 1 else ''
+        node.name = '/'.join(part for part in (module, f'{node.op_type}_{number}') if part)
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in graph.initializers.values():
+        value.metadata_props.clear()
+
+
+def module_of(name: str) -> str:
+    """The module that a node belongs to, from its name."""
+    return name.rpartition('/')[0]
 
 
 def read_metadata(properties: dict[str, str], path) -> dict:

@@ -2,7 +2,7 @@
 """Smaller files: weights in 16 bits, or products in 8.
 
 What says where a point lies stays in float32: the network of the offsets, and the position biases. An error there moves
-a sampling point, and no later layer makes up for it.
+a point, and what an attention looks at with it.
 """
 
 import tempfile
@@ -13,9 +13,10 @@ import numpy as np
 
 from ..errors import UserError
 from ..weights import written_whole
+from .graph import module_of
 from .runtimes import package
 
-KEPT = ('offset_net', 'bias_table', 'rpe_table', 'table')  # parts of names of what stays in float32
+KEPT = ('offset_net', 'position_bias')  # modules that stay in float32, and the products of an attention itself
 SMALLEST = 1024  # numbers: smaller weights stay as they are
 
 
@@ -23,9 +24,9 @@ def halve(source, target) -> None:
     """Writes an ONNX file with its weights in float16. They are float32 again where they are used."""
     onnx = package('onnx')
     model = onnx.load(str(source))
-    casts = []
+    casts, kept = [], {name for node in model.graph.node if _kept(node) for name in node.input}
     for weight in model.graph.initializer:
-        if weight.data_type != onnx.TensorProto.FLOAT or any(part in weight.name for part in KEPT):
+        if weight.data_type != onnx.TensorProto.FLOAT or weight.name in kept:
             continue
         values = onnx.numpy_helper.to_array(weight)
         if values.size < SMALLEST or np.abs(values).max() > np.finfo(np.float16).max:
@@ -82,6 +83,6 @@ def quantise(source, target, images: Iterable[np.ndarray]) -> None:
 
 
 def _kept(node) -> bool:
-    """Whether a node belongs to what stays in float32, by the names of the modules that it comes from."""
-    told = [node.name, *node.input, *(item.value for item in node.metadata_props)]
-    return any(part in text for part in KEPT for text in told)
+    """Whether a node is a part of what stays in float32."""
+    module = module_of(node.name).split('.')
+    return module[-1] == 'attn' or any(part in module for part in KEPT)
