@@ -76,6 +76,7 @@ setup(
             'onedl-mmpretrain>=1.3.6,<1.4',
             *COMMON,
         ],
+        'deploy': ['torch>=2.9', 'onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.22', 'openvino>=2025.2'],
         'panoptic': ['panopticapi-lite'],  # for COCO's panoptic annotations
     },
     cmdclass={'build_py': BuildWithMim},

@@ -5,6 +5,7 @@ import ast
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import written_whole
+from .blocks import as_nodes, fill_in, find_blocks, short
 from .networks import Network
 
 OPSET = 18  # the oldest that has all operators in the form that PyTorch writes
 SCOPES = 'pkg.torch.onnx.name_scopes'
 PREFIX = 'dat_mm.'  # of the names of metadata
 EXAMPLE = (256, 320)  # the height and width that a graph of any size is traced at
+BLOCK_EXAMPLE = (20, 24)  # that of a block
 
 
 class _Outputs(nn.Module):
@@ -59,43 +62,68 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict) -> None:
 
     The values of `metadata` are text, or what JSON can hold.
     """
-    import onnx_ir
+    import onnx
 
     image = example(network, shape or EXAMPLE)
     height, width = (1, 2) if network.pixels is not None else (2, 3)
     sizes = {0: 'batch'} | ({} if shape else {height: 'height', width: 'width'})
-    free = dict.fromkeys(sizes, torch.export.Dim.AUTO)
+    found = find_blocks(network)
+    with as_nodes(found) as maps:
+        model = _translate(_Outputs(network), (image,), (list(sizes),), ['image'], network.outputs)
+    model.graph.name = network.task
+    _name_sizes(model.graph, sizes)
+
+    def write_block(module, number, weights):
+        size = maps[number] if shape else BLOCK_EXAMPLE
+        x = torch.zeros(2, *size, maps[number][2])
+        free = ([0] if shape else [0, 1, 2], [[] for _ in weights])
+        names = ['x', *(f'weight{n}' for n in range(len(weights)))]
+        return _translate(module, (x, weights), free, names, ['y'])
+
+    fill_in(model, found, write_block)
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.add(key=PREFIX + key, value=text)
+    with written_whole(Path(path)) as partial:
+        onnx.save(model, str(partial))
+
+
+def _translate(module: nn.Module, inputs: tuple, free: tuple, names: list[str], outputs: Sequence[str]):
+    """Writes a module as an ONNX model. `free` has the axes of each input that may have any size."""
+    import onnx_ir
+
+    sizes = tuple(_axes(x) for x in free)
     with _quiet(), torch.no_grad():
         # in two steps: inside of torch.onnx.export, mmdet takes paths that it has no more files for
-        program = torch.export.export(_Outputs(network), (image,), dynamic_shapes=(free,))
+        program = torch.export.export(module, inputs, dynamic_shapes=sizes)
         program = torch.onnx.export(
             program,
             (),
             dynamo=True,
             opset_version=OPSET,
-            input_names=['image'],
-            output_names=list(network.outputs),
+            input_names=names,
+            output_names=list(outputs),
             verbose=False,
         )
-    model = program.model
-    model.graph.name = network.task
-    _name_sizes(model.graph, sizes)
-    _name_nodes(model.graph)
-    for key, value in metadata.items():
-        model.metadata_props[PREFIX + key] = value if isinstance(value, str) else json.dumps(value)
-    with written_whole(Path(path)) as partial:
-        onnx_ir.save(model, partial)
+    _name_nodes(program.model.graph)
+    return onnx_ir.to_proto(program.model)
+
+
+def _axes(free):
+    """What torch.export wants to hear of axes that may have any size, for one input or for a list of them."""
+    if free and isinstance(free[0], list):
+        return [_axes(x) for x in free]
+    return dict.fromkeys(free, torch.export.Dim.AUTO)
 
 
 def _name_sizes(graph, names: dict[int, str]) -> None:
     """Calls the free sizes of the image by their names, there and in the outputs that have the same sizes."""
-    import onnx_ir
-
-    (image,) = graph.inputs
-    known = {str(image.shape[axis]): name for axis, name in names.items()}
-    for value in (image, *graph.outputs):
-        sizes = [size if isinstance(size, int) else known.get(str(size), str(size)) for size in value.shape]
-        value.shape = onnx_ir.Shape(sizes)
+    image = graph.input[0].type.tensor_type.shape.dim
+    known = {image[axis].dim_param: name for axis, name in names.items()}
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param in known:
+                size.dim_param = known[size.dim_param]
 
 
 def _name_nodes(graph) -> None:
@@ -105,7 +133,7 @@ def _name_nodes(graph) -> None:
     """
     for number, node in enumerate(graph):
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, '[]'))
-        module = scopes[-2].removeprefix('network.').removeprefix('model.') if len(scopes) > 1 else ''
+        module = short(scopes[-2]) if len(scopes) > 1 else ''
         node.name = '/'.join(part for part in (module, f'{node.op_type}_{number}') if part)
         node.metadata_props.clear()
         node.doc_string = None

@@ -211,7 +211,7 @@ class TwoStages(Detector):
     def pool(self, extractor, maps, boxes: Tensor) -> Tensor:
         """The features (B n, C, S, S) of boxes (B, n, 4), each from the level that its size belongs to.
 
-        Every level pools all boxes, with those of other levels emptied: that costs nothing, and has no dynamic sizes.
+        Every level pools all boxes, with those of other levels emptied: no size depends on what is in the picture.
         """
         from torchvision.ops import roi_align
 
@@ -220,10 +220,12 @@ class TwoStages(Detector):
         level = extractor.map_roi_levels(regions, len(maps))
         pooled = 0
         for i, (x, layer) in enumerate(zip(maps, extractor.roi_layers, strict=True)):
-            here = torch.cat((regions[:, :1], regions[:, 1:] * (level == i)[:, None]), 1)
-            size, scale, count = layer.output_size, layer.spatial_scale, layer.sampling_ratio
-            # an empty box has no samples: what it pools is 0
-            pooled = pooled + roi_align(x, here, size, scale, count, layer.aligned)
+            here = (level == i)[:, None].to(regions.dtype)
+            boxes = torch.cat((regions[:, :1], regions[:, 1:] * here), 1)
+            size, count = layer.output_size, layer.sampling_ratio
+            part = roi_align(x, boxes, size, layer.spatial_scale, count, layer.aligned)
+            # an empty box has no samples, and 0 comes out, unless the number of samples is fixed
+            pooled = pooled + (part * here[..., None, None] if count > 0 else part)
         return pooled
 
     def run(self, x, height, width):

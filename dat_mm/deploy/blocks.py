@@ -1,0 +1,117 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Blocks of a backbone, written once for each kind and put into the graph of a model with the weights of each.
+
+To write a graph of any size takes PyTorch some 20 milliseconds a node, and more the more divisions a size went through.
+A block has the sizes of its map alone, and a stage of eighteen blocks has two kinds of them.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..models.blocks import Block
+
+DOMAIN, NAME = 'dat_mm', 'Block'  # of the node that stands for a block until it is filled in
+
+
+def find_blocks(model: nn.Module) -> dict[str, Block]:
+    """The blocks of a model by their names. Those that somebody watches by a hook are not among them."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Block) and not any(x._forward_hooks or x._forward_pre_hooks for x in module.modules())
+    }
+
+
+@contextmanager
+def as_nodes(blocks: dict[str, Block]):
+    """Makes one node of each block while a model is exported. Yields a dict of the (H, W, C) of each block's map."""
+    maps = {}
+
+    def node(number: int):
+        def forward(x: Tensor) -> Tensor:
+            maps[number] = tuple(x.shape[1:])
+            return torch.onnx.ops.symbolic(
+                f'{DOMAIN}::{NAME}', (x,), {'number': number}, dtype=x.dtype, shape=x.shape, version=1
+            )
+
+        return forward
+
+    try:
+        for number, block in enumerate(blocks.values()):
+            block.forward = node(number)
+        yield maps
+    finally:
+        for block in blocks.values():
+            block.__dict__.pop('forward', None)
+
+
+def short(name: str) -> str:
+    """The name of a module in its model, without the wrappers around the model and around a block."""
+    for wrapper in ('network.', 'model.', 'block.'):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+class Weightless(nn.Module):
+    """A block whose weights are inputs."""
+
+    def __init__(self, block: Block):
+        super().__init__()
+        self.block = block
+        self.names = list(_tensors(block))
+
+    def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        return torch.func.functional_call(self.block, dict(zip(self.names, weights, strict=True)), (x,))
+
+
+def _tensors(block: Block) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
+def _kind(name: str, block: Block) -> tuple:
+    """What blocks have in common that compute the same: a stage, a kind of attention, and shapes."""
+    stage = name.rpartition('.')[0]
+    mixer = type(getattr(block, 'attn', getattr(block, 'conv', None))).__name__
+    return stage, mixer, tuple((key, tuple(x.shape), x.dtype) for key, x in _tensors(block).items())
+
+
+def fill_in(model, blocks: dict[str, Block], write) -> None:
+    """Puts the nodes of each block into an ONNX model, in the place of the one that stands for it.
+
+    `write` is called with a Weightless, the number of a block and its weights. It returns an ONNX model.
+    """
+    import onnx
+
+    kinds, names = {}, list(blocks)
+    nodes = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        number = node.attribute[0].i
+        name = names[number]
+        block = blocks[name]
+        kind = _kind(name, block)
+        if kind not in kinds:
+            kinds[kind] = write(Weightless(block), number, list(_tensors(block).values()))
+        part = onnx.compose.add_prefix(kinds[kind], f'{name}/', rename_nodes=False).graph
+        module = short(name)
+        given = [value.name for value in part.input]
+        weights = [f'{name}.{key}' for key in _tensors(block)]
+        places = dict(zip(given, [node.input[0], *weights], strict=True))
+        places[part.output[0].name] = node.output[0]
+        for inner in part.node:
+            inner.input[:] = [places.get(value, value) for value in inner.input]
+            inner.output[:] = [places.get(value, value) for value in inner.output]
+            inner.name = f'{module}{"." if "/" in inner.name else "/"}{inner.name}'
+            nodes.append(inner)
+        model.graph.initializer.extend(part.initializer)
+        for weight, tensor in zip(weights, _tensors(block).values(), strict=True):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(tensor.detach().numpy(), weight))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
