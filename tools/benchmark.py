@@ -11,7 +11,7 @@ from dat_mm.commands import cli
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument('--suite', choices=('cpu', 'gpu'), help='all targets for that device')
+    parser.add_argument('--suite', choices=('cpu', 'gpu', 'deploy'), help='all targets for it, or of exported models')
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='of a suite, these only')
     parser.add_argument('--out', default='work_dirs/benchmark', metavar='DIR')
     parser.add_argument(
@@ -33,6 +33,12 @@ def parse_args(argv=None):
     choice.add_argument('--dtypes', nargs='+', default=['float32'], help='float32, bfloat16, float16 or amp')
     choice.add_argument('--modes', nargs='+', default=['inference'], help='inference, backward or training')
     choice.add_argument('--task', default='features', help='features: maps of all stages; classify: 1000 logits')
+    choice.add_argument(
+        '--runtimes',
+        nargs='+',
+        default=['torch'],
+        help='torch, onnxruntime or openvino: the last two run exported files',
+    )
     choice.add_argument('--compiled', action='store_true', help='each model by torch.compile too')
     choice.add_argument('--device', default='cpu', help='cpu or cuda')
     return parser.parse_args(argv)

@@ -13,6 +13,7 @@ MODES = ('inference', 'backward', 'training')  # backward adds the gradients, tr
 DTYPES = ('float32', 'bfloat16', 'float16', 'amp')  # amp: weights in float32, under autocast to bfloat16
 TASKS = ('features', 'classify')  # features: the maps of all stages; classify: 1000 logits
 DEVICES = ('cpu', 'cuda')
+RUNTIMES = ('torch', 'onnxruntime', 'openvino')  # what runs the model: PyTorch, or another from an exported file
 OP = 'deformable-attention'  # the op alone, as in dat-tiny's stage 3; its size is that of the map
 
 
@@ -30,11 +31,13 @@ class Case:
     device: str = 'cpu'
     compiled: bool = False  # whether torch.compile is applied
     with_cp: bool | str = False  # what is computed again in the backward, as in dat_mm.DAT
+    runtime: str = 'torch'  # one of RUNTIMES
 
     @property
     def name(self) -> str:
         """Names the model, and in brackets its backend, torch.compile and with_cp where they are not the default."""
         how = [] if self.backend in (None, 'auto') else [self.backend]
+        how += [self.runtime] * (self.runtime != 'torch')
         how += ['compiled'] * self.compiled + [f'with_cp={self.with_cp}'] * bool(self.with_cp)
         return f'{self.model} ({", ".join(how)})' if how else self.model
 
@@ -68,7 +71,21 @@ def check_peer(peer: str) -> None:
         raise UserError(f'peer {peer!r}: {package} is not installed')
 
 
-def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, device, compiled) -> list[list[Case]]:
+def check_runtimes(runtimes, archs, dtypes, modes, device) -> None:
+    """Raises where a runtime beside PyTorch is asked for what it does not do."""
+    known = {'onnxruntime': ['float32'], 'openvino': ['float32', 'bfloat16']}
+    for runtime in set(runtimes) - {'torch'}:
+        if not find_spec(runtime):
+            raise UserError(f'runtime {runtime!r} is not installed: pip install "dat-mm[deploy]"')
+        check_one_of(f'dtype for {runtime}', dtypes, known[runtime])
+        check_one_of(f'mode for {runtime}', modes, ['inference'])
+        check_one_of(f'device for {runtime}', [device], ['cpu'])
+        check_one_of(f'arch for {runtime}', archs, ARCHS)
+
+
+def make_groups(
+    archs, peers, backends, sizes, batches, dtypes, modes, task, device, compiled, runtimes=('torch',)
+) -> list[list[Case]]:
     """Combines all options. Cases that differ in the model alone form a group: they are timed side by side."""
     from ..ops.backends import DEFORMABLE, NEIGHBORHOOD
 
@@ -76,13 +93,16 @@ def make_groups(archs, peers, backends, sizes, batches, dtypes, modes, task, dev
     check_one_of('backend', backends, tuple(dict.fromkeys(('auto', *DEFORMABLE, *NEIGHBORHOOD))))
     for peer in peers:
         check_peer(peer)
+    check_one_of('runtime', runtimes, RUNTIMES)
+    check_runtimes(runtimes, archs, dtypes, modes, device)
     models = [*product(archs, backends), *((peer, None) for peer in peers)]
     if not models:
         raise UserError('there is nothing to measure: give --archs or --peers')
     return [
         [
-            Case(model, size, batch, dtype, mode, backend, task, device, how)
-            for (model, backend), how in product(models, (False, True) if compiled else (False,))
+            Case(model, size, batch, dtype, mode, backend, task, device, how, runtime=runtime)
+            for (model, backend), runtime in product(models, runtimes)
+            for how in ((False, True) if compiled and runtime == 'torch' else (False,))
         ]
         for size, batch, dtype, mode in product(sizes, batches, dtypes, modes)
     ]

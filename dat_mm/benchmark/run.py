@@ -47,7 +47,7 @@ class Worker:
         context = multiprocessing.get_context('spawn')
         self.result, self.number = Result(case), 1
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(case, threads, theirs), daemon=True)
+        self.process = context.Process(target=work, args=(case, threads, theirs))
         self.process.start()
         theirs.close()
 

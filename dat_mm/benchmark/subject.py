@@ -132,6 +132,9 @@ class Subject:
         torch.manual_seed(0)
         self.case, self.cuda = case, case.device == 'cuda'
         self.dtype = torch.float32 if case.dtype == 'amp' else getattr(torch, case.dtype)
+        if case.runtime != 'torch':
+            self.open_file(threads)
+            return
         model = build(case)
         self.logits = case.batch * count_logits(model, case.size)
         self.model = model.to(case.device)
@@ -154,6 +157,15 @@ class Subject:
         trim()
         self.base = torch.cuda.memory_allocated() if self.cuda else read_memory('VmRSS')
 
+    def open_file(self, threads: int | None) -> None:
+        """Takes a file and its runtime in the place of the model."""
+        from .exported import open_case
+
+        self.model, self.logits = open_case(self.case, threads or torch.get_num_threads()), 0
+        self.images = torch.randn(self.case.batch, 3, *self.case.size).numpy()
+        trim()
+        self.base = read_memory('VmRSS')
+
     def sync(self) -> None:
         """Waits for the GPU, if that is what runs."""
         if self.cuda:
@@ -167,6 +179,9 @@ class Subject:
 
     def step(self) -> None:
         """Does what the mode of the case says, once."""
+        if self.case.runtime != 'torch':
+            self.model.run(self.images)
+            return
         cast = torch.autocast(self.case.device, torch.bfloat16) if self.case.dtype == 'amp' else nullcontext()
         if self.case.mode == 'inference':
             with torch.inference_mode(), cast:

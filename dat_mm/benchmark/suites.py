@@ -204,4 +204,40 @@ def gpu_suite() -> list[Group]:
     return groups
 
 
-SUITES = {'cpu': cpu_suite, 'gpu': gpu_suite}
+def elsewhere(case: Case) -> tuple[Case, Case]:
+    """Makes the same case for ONNX Runtime and for OpenVINO."""
+    return tuple(replace(case, runtime=runtime) for runtime in ('onnxruntime', 'openvino'))
+
+
+def deploy_suite() -> list[Group]:
+    """Lists the targets of exported models: PyTorch, ONNX Runtime and OpenVINO side by side on the CPU."""
+    groups = []
+    for model in ('dat-tiny', 'datpp-tiny'):
+        case, targets = Case(model, (800, 1280)), []
+        for other in elsewhere(case):
+            what = f'{model}, 800x1280, {other.runtime}'
+            targets += [
+                Target(f"{what}: time over PyTorch's", 'time', 1.2, (other, case)),
+                Target(f"{what}: memory over PyTorch's", 'memory', 2, (other, case)),
+            ]
+        groups.append(Group(f'detection-{model}', (case, *elsewhere(case)), 2, tuple(targets), launches=2))
+    swin = Case(SWIN, (800, 1280), backend=None)
+    groups.append(Group('detection-swin', (swin, *elsewhere(swin)), 2))
+    case, cases, targets = Case('dat-tiny', batch=8, task='classify'), [], []
+    for model in ('dat-tiny', 'datpp-tiny', SWIN):
+        ours = peer(case, model) if model == SWIN else replace(case, model=model)
+        others = elsewhere(ours)
+        half = replace(others[1], dtype='bfloat16')
+        cases += [ours, *others, half]
+        if model == SWIN:
+            continue
+        targets += [
+            Target(f"{model}, 224, batch 8, {x.runtime}: rate over PyTorch's", 'speed', 1.0, (x, ours)) for x in others
+        ]
+        title = f"{model}, 224, batch 8, openvino, bfloat16: rate over float32's"
+        targets.append(Target(title, 'speed', 1.0, (half, others[1])))
+    groups.append(Group('224', tuple(cases), 3, tuple(targets), launches=2))
+    return groups
+
+
+SUITES = {'cpu': cpu_suite, 'gpu': gpu_suite, 'deploy': deploy_suite}

@@ -94,6 +94,8 @@ def test(
     """Returns the metrics of a checkpoint, or of an exported file; the options are those of tools/test.py."""
     exported = open_exported(checkpoint) if is_exported(checkpoint) else None
     content = None if exported else open_checkpoint(checkpoint)
+    # mmdet pads the images of a batch to the largest of them, and a file takes each as it is
+    single = {'test_dataloader.batch_size': 1} if exported and exported.task == 'detection' else {}
     if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
         raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
 
@@ -103,6 +105,7 @@ def test(
             check_task(exported, cfg.default_scope)
             load_nothing_else(cfg)
             leave_pixels(cfg)
+            cfg.merge_from_dict(single)
         if tta:
             set_test_time_augmentation(cfg)
         if show or show_dir is not None:
@@ -122,7 +125,8 @@ def test(
     if beside is not None:
         if launcher != 'none':
             raise UserError(f'--beside with --launcher {launcher}: two tests beside each other run in one process')
-        others = test(config, beside, work_dir=work_dir, tta=tta, cfg_options=cfg_options)
+        options = [*cfg_options, *(f'{key}={value}' for key, value in single.items())]
+        others = test(config, beside, work_dir=work_dir, tta=tta, cfg_options=options)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     model = getattr(model, 'module', model)  # with --tta, the model inside the wrapper

@@ -74,8 +74,8 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict) -> None:
     _name_sizes(model.graph, sizes)
 
     def write_block(module, number, weights):
-        size = maps[number] if shape else BLOCK_EXAMPLE
-        x = torch.zeros(2, *size, maps[number][2])
+        *size, channels = maps[number]
+        x = torch.zeros(2, *(size if shape else BLOCK_EXAMPLE), channels)
         free = ([0] if shape else [0, 1, 2], [[] for _ in weights])
         names = ['x', *(f'weight{n}' for n in range(len(weights)))]
         return _translate(module, (x, weights), free, names, ['y'])

@@ -1,0 +1,251 @@
+# Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+"""Files of all kinds of models, in all runtimes, give PyTorch's numbers, and do in the place of a checkpoint."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('onnx')
+
+import onnx
+from deploy import cases
+
+from dat_mm.commands.export import export, preprocessing_of
+from dat_mm.commands.infer import infer
+from dat_mm.commands.test import test as evaluate
+from dat_mm.deploy.compare import differences
+from dat_mm.deploy.networks import wrap
+from dat_mm.deploy.precision import KEPT, halve, quantise
+from dat_mm.deploy.runtimes import OpenVinoFile, open_exported, write_openvino
+from dat_mm.errors import UserError
+
+pytestmark = pytest.mark.slow
+one_stack = pytest.mark.one_stack
+FILES = [
+    ('classifier', 'datpp'),
+    ('semantic-fpn', 'datpp'),
+    ('upernet', 'dat'),
+    ('retinanet', 'datpp'),
+    ('mask-rcnn', 'dat'),
+    ('cascade', 'datpp'),
+]
+SCENES = dict(num_train=8, num_val=4)
+
+
+class Case:
+    """A model as a config, a checkpoint, a network and, once asked for, files."""
+
+    def __init__(self, folder, kind, generation):
+        self.folder, self.kind, self.generation = folder, kind, generation
+        cfg = cases.config(kind, generation)
+        for phase in ('train', 'val', 'test'):
+            leaf = cfg[f'{phase}_dataloader'].dataset
+            leaf.data_root, leaf.make = str(folder.parent / 'shapes'), dict(leaf.get('make', {}), **SCENES)
+        self.config, self.checkpoint = folder / 'config.py', folder / 'weights.pth'
+        cfg.work_dir = str(folder / 'work')
+        cfg.dump(self.config)
+        model = cases.build(kind, generation)
+        torch.save(dict(state_dict=model.state_dict(), meta={}), self.checkpoint)
+        self.network = wrap(model, preprocessing_of(model))
+        self.onnx, self.xml = folder / 'model.onnx', folder / 'model.xml'
+
+    def file(self, suffix='.onnx'):
+        if not self.onnx.exists():
+            export(str(self.config), str(self.checkpoint), self.onnx)
+        if suffix == '.xml' and not self.xml.exists():
+            write_openvino(self.onnx, self.xml)
+        return self.onnx if suffix == '.onnx' else self.xml
+
+    def expected(self, images):
+        with torch.no_grad():
+            return {name: value.numpy() for name, value in self.network(torch.from_numpy(images)).items()}
+
+
+@pytest.fixture(scope='module')
+def case(tmp_path_factory):
+    logging.getLogger('torch.__trace').disabled = True  # pytest would keep all that it says of a graph
+    made, root = {}, tmp_path_factory.mktemp('files')
+
+    def get(kind, generation):
+        if (kind, generation) not in made:
+            folder = root / f'{kind}-{generation}'
+            folder.mkdir()
+            made[kind, generation] = Case(folder, kind, generation)
+        return made[kind, generation]
+
+    return get
+
+
+@one_stack
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize(('kind', 'generation'), FILES)
+def test_a_file_gives_the_numbers_of_pytorch(case, kind, generation, suffix):
+    """At the size that was traced, at others, at the smallest, and for several images."""
+    case = case(kind, generation)
+    run = open_exported(case.file(suffix))
+    for count, height, width in ((2, 256, 320), (1, 75, 61), (3, 32, 32), (1, 1, 1)):
+        images = cases.pictures(count, height, width)
+        expected = case.expected(images)
+        found = run(images)
+        if 'boxes' in found and height == 1:  # of boxes that are all the same, any may be the first
+            assert [x.shape for x in found.values()] == [x.shape for x in expected.values()]
+            continue
+        apart = differences(expected, found)
+        assert max(apart.values()) < 1e-4, (height, width, apart)
+        assert 'boxes' not in expected or (expected['scores'] > 0).any()
+
+
+@one_stack
+@pytest.mark.parametrize(('kind', 'generation'), FILES)
+def test_a_file_has_standard_operators_and_says_what_it_is(case, kind, generation):
+    case = case(kind, generation)
+    model = onnx.load(case.file())
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {''}
+    assert [entry.version for entry in model.opset_import] == [18]
+    sizes = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ['batch', 'height', 'width', 3]
+    assert any(node.name.startswith('backbone.stages.2.blocks.0.attn.') for node in model.graph.node)
+    told = open_exported(case.file()).metadata
+    assert len(told['classes']) == 8 and 'circle' in ' '.join(told['classes'])
+    assert told['version'] and told['precision'] == 'fp32' and "type='dat_mm.DAT'" in told['config']
+    assert [output.name for output in model.graph.output] == list(case.network.outputs)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'generation', 'metrics'),
+    [
+        ('classifier', 'datpp', ['accuracy/top1']),
+        ('semantic-fpn', 'datpp', ['mIoU', 'aAcc']),
+        ('mask-rcnn', 'dat', ['coco/bbox_mAP', 'coco/segm_mAP_50']),
+    ],
+)
+def test_a_file_tests_and_predicts_as_its_checkpoint(case, kind, generation, metrics, tmp_path, capsys):
+    case = case(kind, generation)
+    found = evaluate(str(case.config), str(case.file()), beside=str(case.checkpoint), work_dir=str(tmp_path))
+    told = capsys.readouterr().out
+    for metric in metrics:
+        line = next(line for line in told.splitlines() if line.split()[:1] == [metric])
+        ours, theirs, _ = map(float, line.split()[1:])
+        assert ours == pytest.approx(found[metric], abs=1e-4) and ours == pytest.approx(theirs, abs=2e-3)
+    picture = next((case.folder.parent / 'shapes/images/val').iterdir())
+    predicted = [
+        infer(str(picture), str(case.config), str(file), out_dir=str(tmp_path / file.suffix[1:]), device='cpu')
+        for file in (case.file(), case.checkpoint)
+    ]
+    ours, theirs = (next(iter(each.values())) for each in predicted)
+    assert ours.keys() == theirs.keys()
+    if kind == 'classifier':
+        assert [x['class'] for x in ours['top']] == [x['class'] for x in theirs['top']]
+        assert np.allclose([x['score'] for x in ours['top']], [x['score'] for x in theirs['top']], atol=1e-5)
+    elif kind == 'mask-rcnn':
+        assert ours['labels'] == theirs['labels'] and len(ours['labels'])
+        assert np.allclose(ours['bboxes'], theirs['bboxes'], atol=1e-3)
+    else:
+        assert ours['shares'] == pytest.approx(theirs['shares'], abs=1e-3)
+
+
+@one_stack
+def test_half_of_the_weights(case, tmp_path):
+    case = case('classifier', 'datpp')
+    halve(case.file(), tmp_path / 'half.onnx')
+    images = cases.pictures(2, 64, 64)
+    apart = differences(case.expected(images), open_exported(tmp_path / 'half.onnx')(images))
+    assert 0 < apart['scores'] < 1e-2
+    model = onnx.load(tmp_path / 'half.onnx')
+    halves = {weight.name for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16}
+    assert halves and not any(part in name for name in halves for part in KEPT)
+    whole = {weight.name for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    assert any('offset_net.conv.weight' in name for name in whole)
+
+
+@one_stack
+@pytest.mark.parametrize(('kind', 'generation'), [('classifier', 'datpp'), ('mask-rcnn', 'dat')])
+def test_products_in_eight_bits(case, kind, generation, tmp_path):
+    """Layers are quantised; the network of the offsets and the products of the attention are not."""
+    case = case(kind, generation)
+    small = tmp_path / 'int8.onnx'
+    quantise(case.file(), small, (cases.pictures(1, 64, 64 + n) for n in range(6)))
+    assert small.stat().st_size < case.file().stat().st_size
+    model = onnx.load(small)
+    quantised = {
+        node.name.rpartition('/')[0]
+        for node in model.graph.node
+        if node.op_type in ('MatMul', 'Gemm', 'Conv') and 'DequantizeLinear' in node.input[1]
+    }
+    assert any(name.endswith('attn.proj_out') for name in quantised) and any('mlp' in name for name in quantised)
+    assert not any('offset_net' in name or name.endswith('.attn') for name in quantised)
+    images = cases.pictures(2, 64, 64)
+    found = open_exported(small)(images)
+    if kind == 'classifier':
+        assert differences(case.expected(images), found)['scores'] < 0.2
+    else:
+        assert (found['scores'] > 0).any()
+
+
+@one_stack
+def test_a_file_of_one_size_and_normalised_images(case, tmp_path):
+    case, file = case('classifier', 'datpp'), tmp_path / 'fixed.onnx'
+    asked = dict(shape=(64, 96), preprocess='outside', check=True)
+    assert export(str(case.config), str(case.checkpoint), file, **asked)['scores'] < 1e-4
+    run = open_exported(file)
+    images = cases.pictures(3, 64, 96)
+    assert differences(case.expected(images), run(images))['scores'] < 1e-4
+    with pytest.raises(UserError, match='takes images of 64x96 pixels, not 96x64; export it without --shape'):
+        run(cases.pictures(1, 96, 64))
+
+
+@one_stack
+def test_a_bare_backbone_needs_no_config(tmp_path, capsys):
+    from dat_mm import DAT
+
+    backbone = DAT('dat-nano', out_indices=(0, 1, 2, 3))
+    torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
+    found = export('dat-nano', str(tmp_path / 'weights.pth'), tmp_path / 'b.xml', shape=(64, 96), check=True)
+    assert list(found) == ['stage1', 'stage2', 'stage3', 'stage4'] and max(found.values()) < 1e-4
+    assert isinstance(open_exported(tmp_path / 'b.xml'), OpenVinoFile)
+    assert 'in:  image (batch, 64, 96, 3), RGB bytes' in capsys.readouterr().out
+
+
+@one_stack
+def test_what_is_wrong_is_told_in_one_line(case, tmp_path):
+    case = case('classifier', 'datpp')
+    known = str(case.config), str(case.checkpoint)
+    plain = onnx.helper.make_model(onnx.helper.make_graph([], 'nothing', [], []))
+    onnx.save(plain, tmp_path / 'other.onnx')
+    (tmp_path / 'broken.onnx').write_bytes(b'no graph')
+    detector = str(cases.CONFIGS / 'retinanet_dat-nano_fpn_1xb4_shapes.py')
+    for call, told in (
+        (lambda: export(*known, tmp_path / 'model.pt'), r'model.pt: the name must end in .onnx, or in .xml'),
+        (lambda: export('dat-giant', 'x.pth', tmp_path / 'x.onnx'), 'dat-giant is no config file, and no arch: '),
+        (lambda: export(*known, tmp_path / 'x.onnx', shape=(0, 8)), '--shape 0 8: two positive numbers'),
+        (lambda: export(known[0], 'x.pth', tmp_path / 'x.onnx'), 'x.pth: no such checkpoint'),
+        (lambda: open_exported(tmp_path / 'none.onnx'), 'none.onnx: no such file'),
+        (lambda: open_exported(tmp_path / 'other.onnx'), 'other.onnx was not written by tools/export.py'),
+        (lambda: open_exported(tmp_path / 'broken.onnx'), 'broken.onnx is no ONNX file that can be run'),
+        (
+            lambda: evaluate(detector, str(case.file())),
+            'model.onnx is for classification, and the config for detection',
+        ),
+    ):
+        with pytest.raises(UserError, match=told) as error:
+            call()
+        assert '\n' not in str(error.value)
+
+
+def test_rows_that_change_places_are_no_difference():
+    """Detections are compared with those that they are; another number of them is a difference, and so is a label."""
+    one = dict(
+        boxes=np.float32([[[0, 0, 9, 9], [5, 5, 20, 20], [0, 0, 0, 0]]]),
+        scores=np.float32([[0.8, 0.8, -1]]),
+        labels=np.array([[1, 1, -1]]),
+    )
+    other = {name: value[:, [1, 0, 2]].copy() for name, value in one.items()}
+    assert max(differences(one, other).values()) == 0
+    other['boxes'][0, 0, 0] += 2
+    assert differences(one, other)['boxes'] == pytest.approx(0.1)
+    other['scores'][0, 1] = -1
+    assert differences(one, other)['boxes'] == float('inf')
