@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from op_cases import KERNELS
 
 from dat_mm.ops.fused import deformable
 
@@ -131,12 +132,12 @@ def patched(recorder: Recorder, bits: str):
         stack.enter_context(mock.patch.object(interpreter, '_validate_np_data_size', lambda *_: True))
         # The launches are to have the blocks of a GPU.
         stack.enter_context(mock.patch('dat_mm.ops.fused.deformable.interprets', lambda: False))
-        for op in ('deformable', 'neighborhood', 'sampling'):
-            module = import_module(f'dat_mm.ops.fused.{op}_kernels')
+        for file in KERNELS:
+            module = import_module(f'dat_mm.ops.fused.{file}_kernels')
             stack.enter_context(mock.patch.object(module, 'range', ends_of_range, create=True))
             for name, kernel in vars(module).copy().items():
                 if getattr(kernel, 'kwargs', {}).get('do_not_specialize'):
-                    stack.enter_context(mock.patch.object(module, name, Kernel(f'{op} {name}', kernel, recorder)))
+                    stack.enter_context(mock.patch.object(module, name, Kernel(f'{file} {name}', kernel, recorder)))
         stack.enter_context(np.errstate(all='ignore'))
         yield
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SLOW = {'MUFU', 'FRND', 'F2I', 'I2F', 'F2F'}  # exponentials and conversions: eight times as long as the others
-MODULES = ('deformable', 'neighborhood', 'sampling')
+MODULES = ('packing', 'deformable', 'neighborhood', 'sampling')
 LAUNCHES = []  # (name, kernel, arguments, options) of those recorded
 
 
@@ -130,9 +130,10 @@ def compile_kernels(*, dtypes, widths, conventions, capability, as_json=False) -
         for width in widths:
             for convention in conventions:
                 for name, kernel, values, options in record(dtype, width, convention):
-                    if name.startswith('deformable') or convention == conventions[0]:
+                    by_convention = name.startswith(('packing', 'deformable'))
+                    if by_convention or convention == conventions[0]:
                         compiled = compile_launch(kernel, values, options, capability)
-                        of = f'{name}, {convention}' if name.startswith('deformable') else name
+                        of = f'{name}, {convention}' if by_convention else name
                         rows[f'{of}, {dtype}, {width}'] = measure(compiled)
     if as_json:
         json.dump(rows, sys.stdout)

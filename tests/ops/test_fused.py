@@ -62,8 +62,8 @@ class Guarded:
 @pytest.fixture
 def guards(monkeypatch):
     guards = []
-    for op, names in KERNELS.items():
-        kernels = importlib.import_module(f'dat_mm.ops.fused.{op}_kernels')
+    for file, names in KERNELS.items():
+        kernels = importlib.import_module(f'dat_mm.ops.fused.{file}_kernels')
         for name in names:
             guards.append(Guarded(getattr(kernels, name)))
             monkeypatch.setattr(kernels, name, guards[-1])
@@ -222,7 +222,7 @@ def test_places_of_queries_are_kept_for_later_calls_but_not_by_a_captured_graph(
     """What is made while a graph of CUDA is captured or warmed up lies in memory that the graph uses again."""
     made, keep = [], fused.deformable.place_queries
     keep.cache_clear()
-    kernels = importlib.import_module('dat_mm.ops.fused.deformable_kernels')
+    kernels = importlib.import_module('dat_mm.ops.fused.packing_kernels')
     monkeypatch.setattr(kernels, 'place_queries', Counted(kernels.place_queries, made))
     case = deformable_case(torch.float32, H=3, W=4, T=(3, 4), K=2, M=1, G=1)
     case = {n: x.detach().to(DEVICE) for n, x in case.items()}
@@ -354,7 +354,9 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     rows = json.loads(done.stdout)
-    assert {name.split(',')[0] for name in rows} >= {f'{op} {name}' for op, names in KERNELS.items() for name in names}
+    assert {name.split(',')[0] for name in rows} >= {
+        f'{file} {name}' for file, names in KERNELS.items() for name in names
+    }
     for name, row in rows.items():
         assert row['shared'] <= SHARED[capability], (name, row)
         assert row['threads'] <= 1024 and row['registers'] * row['threads'] <= 65536, (name, row)

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Deformable attention by the kernels of deformable_kernels.py: launches, workspaces, gradients.
+"""Deformable attention by the kernels of packing_kernels.py and deformable_kernels.py: launches, workspaces, gradients.
 
 The backward goes through the map a band of rows at a time. For a band, one kernel adds to the gradients of k, v and
 points, and writes the gradients of the logits to a workspace. From that a product makes the gradient of q, and another
@@ -91,7 +91,7 @@ class Call:
 
     def place_keys(self) -> Tensor:
         """Where the first query stands in the table of each key: a pair of int32 in one int64."""
-        from . import deformable_kernels as kernels
+        from . import packing_kernels as kernels
 
         keys = self.points.numel() // 2
         places = torch.empty(keys, dtype=torch.int64, device=self.points.device)
@@ -119,7 +119,7 @@ def may_keep(device: torch.device) -> bool:
 @lru_cache(maxsize=32)
 def place_queries(height: int, width: int, steps: tuple, unit: bool, device: torch.device) -> Tensor:
     """How far each query stands from the first one: a pair of int32 in one int64."""
-    from . import deformable_kernels as kernels
+    from . import packing_kernels as kernels
 
     queries = height * width
     distances = torch.empty(queries, dtype=torch.int64, device=device)
@@ -135,7 +135,7 @@ def pack(table: Tensor, half: bool) -> Tensor:
     A word has a cell and the next one in float32, or these and the two below in float16. Cells are multiplied by
     log2(e), because the kernels take powers of 2.
     """
-    from . import deformable_kernels as kernels
+    from . import packing_kernels as kernels
 
     heads, *cells = table.shape
     packed = torch.empty(heads, cells[0] + 3, cells[1] + 2, dtype=torch.int64, device=table.device)
