@@ -1,6 +1,10 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """No offset in a Triton kernel overflows, and none leaves its tensor, up to the largest call that is accepted."""
 
+import importlib.util
+import inspect
+import sys
+
 import pytest
 import torch
 
@@ -82,13 +86,6 @@ CALLS = {
     'sampling, largest map': sampling_call(64, 1, 127, 4096, 4096, 3, 5),
     'sampling, most keys': sampling_call(64, 1, 127, 3, 5, 4096, 4096),
 }
-LARGEST = {
-    'deformable': 'deformable, most keys',
-    'neighborhood': 'neighborhood, largest map',
-    'sampling': 'sampling, largest map',
-}
-
-
 SLOW = {'deformable dat-base 3', 'deformable, largest map', 'deformable, most logits', 'deformable datpp-tiny 1, 4096'}
 
 
@@ -99,10 +96,64 @@ def test_offsets_do_not_overflow(call):
     assert check(CALLS[call]) == {f'{file} {name}' for file in files for name in KERNELS[file]}
 
 
-@pytest.mark.parametrize('call', LARGEST.values())
-def test_offsets_that_overflow_would_be_seen(call):
-    with pytest.raises(AssertionError, match=r'an offset into \w+ overflows'):
-        check(CALLS[call], 'all 32')
+NARROW = 'image * ', 'image.to(tl.int32) * '
+KEYS, LOGITS, MAP = 'deformable, most keys', 'deformable, most logits', 'neighborhood, largest map'
+SMALL = 'deformable dat-base 4'
+# (kernel, (what it says, what it must not say), a call that shows it)
+FAULTS = [
+    ('packing pack', ('mask=at < n)', 'mask=at <= n)'), 'deformable dat-base 3'),
+    ('packing place_keys', ('there = at < n', 'there = at <= n'), 'deformable, largest map'),
+    ('packing place_queries', ('mask=at < n)', 'mask=at <= n)'), SMALL),
+    ('deformable forward', NARROW, KEYS),
+    ('deformable forward', ('mask=n < queries)', 'mask=n <= queries)'), SMALL),
+    ('deformable shared_part', NARROW, 'deformable, largest map'),
+    ('deformable shared_part', ('mask=n < queries)', 'mask=n <= queries)'), SMALL),
+    ('deformable backward', NARROW, KEYS),
+    ('deformable backward', ('there = at < keys', 'there = at <= keys'), SMALL),
+    ('deformable table_gradient', ('(pair * keys + key)', '(pair.to(tl.int32) * keys + key)'), LOGITS),
+    ('deformable table_gradient', ('(cell_y < cells_y)', '(cell_y <= cells_y)'), SMALL),
+    ('neighborhood forward', NARROW, MAP),
+    ('neighborhood forward', ('(y < height)', '(y <= height)'), 'neighborhood datpp-base 3'),
+    ('neighborhood backward_queries', NARROW, MAP),
+    ('neighborhood backward_queries', ('(y < height)', '(y <= height)'), 'neighborhood datpp-base 3'),
+    ('neighborhood backward_keys', NARROW, MAP),
+    ('neighborhood backward_keys', ('(key_y < height)', '(key_y <= height)'), 'neighborhood datpp-base 3'),
+    ('sampling forward', NARROW, 'sampling, largest map'),
+    ('sampling forward', ('there = at < keys', 'there = at <= keys'), 'sampling dat-tiny 3'),
+    ('sampling backward_points', NARROW, 'sampling, largest map'),
+    ('sampling backward_points', ('there = at < keys', 'there = at <= keys'), 'sampling dat-tiny 3'),
+    ('sampling backward_map', NARROW, 'sampling, largest map'),
+    ('sampling backward_map', ('(n < height * width)', '(n <= height * width)'), 'sampling dat-tiny 3'),
+]
+
+
+def with_fault(path, kernel, fault):
+    """A module of kernels with a fault in one of them."""
+    file, name = kernel.split()
+    module = importlib.import_module(f'dat_mm.ops.fused.{file}_kernels')
+    right = inspect.getsource(getattr(module, name).fn)
+    assert fault[0] in right
+    source = inspect.getsource(module)
+    assert source.count(right) == 1
+    path.write_text(source.replace(right, right.replace(*fault)))
+    spec = importlib.util.spec_from_file_location(module.__name__, path)
+    wrong = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wrong)
+    return wrong
+
+
+@pytest.mark.parametrize(('kernel', 'fault', 'call'), FAULTS, ids=lambda x: x[1] if isinstance(x, tuple) else x)
+def test_an_offset_that_is_wrong_would_be_seen(kernel, fault, call, monkeypatch, tmp_path):
+    """An offset to an image that has 32 bits, and a mask that lets one number too many through, in each kernel."""
+    wrong = with_fault(tmp_path / 'kernels.py', kernel, fault)
+    monkeypatch.setitem(sys.modules, wrong.__name__, wrong)
+    monkeypatch.setattr(fused, wrong.__name__.split('.')[-1], wrong)
+    with pytest.raises(AssertionError, match=rf'{kernel}(: an offset into \w+ overflows| leaves \w+,)'):
+        check(CALLS[call], only=kernel)
+
+
+def test_each_kernel_has_a_fault():
+    assert {kernel for kernel, *_ in FAULTS} == {f'{file} {name}' for file in KERNELS for name in KERNELS[file]}
 
 
 @pytest.mark.parametrize('heads', [deformable, neighborhood], ids=lambda x: x.__name__.split('.')[-1])
