@@ -27,8 +27,12 @@ def empty(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device='meta')
 
 
-def deformable_call(B, M, G, H, W, K, T, convention='dat'):
-    """A call with the strides of the models."""
+def as_it_is(x):
+    return x
+
+
+def deformable_call(B, M, G, H, W, K, T, convention='dat', gradient=as_it_is):
+    """A call with the strides of the models. `gradient` makes the gradient of the output from that."""
     q = empty(B, H, W, M, 32).permute(0, 3, 1, 2, 4)
     k, v = (empty(B, K, M, 32).transpose(1, 2) for _ in 'kv')
     points, table = empty(B, G, K, 2, dtype=torch.float32), empty(M, 2 * T - 1, 2 * T - 1, dtype=torch.float32)
@@ -36,19 +40,19 @@ def deformable_call(B, M, G, H, W, K, T, convention='dat'):
 
     def call():
         out, log_sum = deformable.forward(q, k, v, points, table, convention, 0.1)
-        deformable.backward(out, q, k, v, points, table, out, log_sum, convention, 0.1)
+        deformable.backward(gradient(out), q, k, v, points, table, out, log_sum, convention, 0.1)
 
     return call
 
 
-def neighborhood_call(B, M, H, W):
+def neighborhood_call(B, M, H, W, gradient=as_it_is):
     q, k, v = empty(B, H, W, 3, M, 32).permute(3, 0, 4, 1, 2, 5)
     table = empty(M, 13, 13, dtype=torch.float32)
     assert neighborhood.why_not(q, k, v, dropout=0.0) == ACCEPTED
 
     def call():
         out, log_sum = neighborhood.forward(q, k, v, table, 7, 0.1)
-        neighborhood.backward(out, q, k, v, table, out, log_sum, 7, 0.1)
+        neighborhood.backward(gradient(out), q, k, v, table, out, log_sum, 7, 0.1)
 
     return call
 
@@ -82,6 +86,7 @@ CALLS = {
     'deformable, largest map': deformable_call(8, 6, 3, 3344, 3344, 20, 150),
     'deformable, most keys': deformable_call(40, 1, 1, 30, 30, 20 << 20, 150),
     'deformable, most logits': deformable_call(2, 1, 1, 3, 4096, 1 << 20, 14),
+    'deformable, largest table': deformable_call(1, 5900, 1, 3, 5, 2, 150),
     'neighborhood, largest map': neighborhood_call(32, 2, 3344, 3344),
     'sampling, largest map': sampling_call(64, 1, 127, 4096, 4096, 3, 5),
     'sampling, most keys': sampling_call(64, 1, 127, 3, 5, 4096, 4096),
@@ -156,6 +161,25 @@ def test_each_kernel_has_a_fault():
     assert {kernel for kernel, *_ in FAULTS} == {f'{file} {name}' for file in KERNELS for name in KERNELS[file]}
 
 
+def images_last(x):
+    """As large as x, with the numbers of an image as far apart in memory as all images together are long."""
+    B, M, H, W, D = x.shape
+    return empty(H, W, B, M, D).permute(2, 3, 0, 1, 4)
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        deformable_call(80, 1, 1, 1024, 1024, 20, 150, gradient=images_last),
+        neighborhood_call(80, 1, 1024, 1024, gradient=images_last),
+    ],
+    ids=['deformable', 'neighborhood'],
+)
+def test_gradients_may_have_any_strides(call):
+    """Those of q, k and v are known when a call is accepted, but the strides of the gradient are not."""
+    check(call)
+
+
 @pytest.mark.parametrize('heads', [deformable, neighborhood], ids=lambda x: x.__name__.split('.')[-1])
 @pytest.mark.parametrize(
     ('q', 'k', 'reason'),
@@ -169,6 +193,12 @@ def test_heads_beyond_32_bits_are_refused(heads, q, k, reason):
     k = k if heads is neighborhood else (k[0], k[1], k[2] * k[3], k[4])
     q, k = empty(*q), empty(*k)
     assert heads.why_not(q, k, k, table=None, bias=None, dropout=0.0).endswith(reason)
+
+
+def test_a_table_beyond_32_bits_is_refused():
+    q, k = empty(1, 5950, 3, 5, 32), empty(1, 5950, 2, 32)
+    reason = deformable.why_not(q, k, k, table=empty(5950, 299, 299), bias=None, dropout=0.0)
+    assert reason.endswith('2^31 numbers or more with its neighbours')
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import grid, library, proof
 from ..layout import round_up
 from ..tracing import exporting, needs_gradient
-from . import interprets, power_of_2, precision, rows, why_not_heads
+from . import FARTHEST, interprets, power_of_2, precision, rows, why_not_heads
 
 WORKSPACE = 72 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
 ROWS = 16  # of the map, which table_gradient takes at a time
@@ -129,6 +129,11 @@ def place_queries(height: int, width: int, steps: tuple, unit: bool, device: tor
     return distances
 
 
+def size_of_packed(table: Tensor) -> tuple[int, int, int]:
+    """The heads, rows and columns of the words of a packed table, the ring around it included."""
+    return table.shape[0], table.shape[1] + 3, table.shape[2] + 2
+
+
 def pack(table: Tensor, half: bool) -> Tensor:
     """Packs each cell of a table with its neighbours into one word: int64 (M, 2T_h+2, 2T_w+1), in a ring of zeros.
 
@@ -137,8 +142,8 @@ def pack(table: Tensor, half: bool) -> Tensor:
     """
     from . import packing_kernels as kernels
 
-    heads, *cells = table.shape
-    packed = torch.empty(heads, cells[0] + 3, cells[1] + 2, dtype=torch.int64, device=table.device)
+    cells = table.shape[1:]
+    packed = torch.empty(size_of_packed(table), dtype=torch.int64, device=table.device)
     kernels.pack[(-(-packed.numel() // 256),)](
         *(table.contiguous(), packed.view(torch.float16 if half else torch.float32), packed.numel(), *cells),
         CORNERS=4 if half else 2,
@@ -271,6 +276,8 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
 def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
     if table is not None and max(table.shape[1:]) > MOST_CELLS:
         return 'the table is {}x{}, it takes {} cells along an axis at most'.format(*table.shape[1:], MOST_CELLS)
+    if table is not None and 4 * math.prod(size_of_packed(table)) >= FARTHEST:
+        return f'the table {tuple(table.shape)} is too large: 2^31 numbers or more with its neighbours'
     return library.why_not_table(bias, dropout) or why_not_heads(q, k, v)
 
 
