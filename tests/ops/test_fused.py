@@ -338,16 +338,43 @@ def test_maps_beyond_32_bits_are_refused():
 
 # Bytes of shared memory that a block may have, by compute capability.
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
-SPILLED = {'bfloat16': 0, 'float32': 100}  # bytes of registers that a kernel may spill, for heads 32 wide
+# Bytes of registers that a kernel may spill, by bytes of a number and width of a head.
+SPILLED = {(2, 32): 0, (2, 64): 0, (2, 128): 0, (4, 32): 100, (4, 64): 100, (4, 128): 120}
+# The backward of deformable attention, with 16 bits and heads 128 wide: docs/gpu-kernels.md says why it is left so.
+SPILLED_OF_WIDEST = 232
+# By capability, dtypes, widths of heads and conventions. Heads of the published models are 32 wide, and these train in
+# bfloat16, which is compiled for all. Beside it, any two values of these four are in one case at least.
+COMPILED = {
+    80: [('float32', 32, 'dat'), ('float16', 64, 'datpp'), ('float32', 128, 'datpp')],
+    89: [('float32', 32, 'datpp'), ('bfloat16', 64, 'datpp'), ('float16', 128, 'dat')],
+    90: [('float32', 32, 'dat'), ('float32', 64, 'dat'), ('float16', 128, 'datpp')],
+    100: [('float32', 32, 'datpp'), ('float16', 32, 'dat'), ('float16', 64, 'dat'), ('bfloat16', 128, 'dat')],
+}
+COMPILE = """
+import json, sys
+from dat_mm.benchmark.compile_kernels import compiled_kernels, usage
+capability, cases = json.loads(sys.argv[1])
+rows = {}
+for name, compiled in compiled_kernels(cases, capability):
+    loads = [line for line in compiled.asm['ptx'].splitlines() if 'ld.global' in line and '.b64' in line]
+    several = [line for line in loads if '.v2.b64' in line or '.v4.b64' in line]
+    rows[name] = usage(compiled) | {'words': len(loads), 'several': len(several)}
+json.dump(rows, sys.stdout)
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('capability', SHARED)
 def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
-    """A block fits a multiprocessor, and with 16 bits no kernel spills its registers."""
+    """A block fits a multiprocessor, and with 16 bits no kernel spills its registers.
+
+    No lane loads two words of a table at once: neighbouring queries are not neighbours there where a row ends, though a
+    hint to Triton says so.
+    """
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | {'TRITON_CACHE_DIR': str(tmp_path)}
-    command = [sys.executable, ROOT / 'tools' / 'compile_kernels.py', '--json', '--capability', str(capability)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    cases = [('bfloat16', 32, 'dat'), ('bfloat16', 32, 'datpp'), *COMPILED[capability]]
+    command = [sys.executable, '-c', COMPILE, json.dumps([capability, cases])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert not done.returncode, done.stderr
     rows = json.loads(done.stdout)
     assert {name.split(',')[0] for name in rows} >= {
@@ -356,24 +383,12 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path):
     for name, row in rows.items():
         assert row['shared'] <= SHARED[capability], (name, row)
         assert row['threads'] <= 1024 and row['registers'] * row['threads'] <= 65536, (name, row)
-        assert row['spilled'] <= SPILLED[name.split(', ')[-2]], (name, row)
-
-
-@pytest.mark.slow
-def test_no_lane_loads_two_words_of_a_table(tmp_path):
-    """Neighbouring queries are not neighbours in the table where a row ends, though a hint to Triton says so."""
-    code = """
-from dat_mm.benchmark.compile_kernels import compile_launch, record
-for convention in ('dat', 'datpp'):
-    for name, *launch in record('bfloat16', 32, convention):
-        if name in ('deformable forward', 'deformable backward'):
-            ptx = compile_launch(*launch, 90).asm['ptx']
-            loads = [line for line in ptx.splitlines() if 'ld.global' in line and '.b64' in line]
-            assert loads and not any('.v2.b64' in line or '.v4.b64' in line for line in loads), name
-"""
-    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | {'TRITON_CACHE_DIR': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
+        dtype, width = name.split(', ')[-2:]
+        widest = name.startswith('deformable backward') and (width, dtype != 'float32') == ('128', True)
+        most = SPILLED_OF_WIDEST if widest else SPILLED[getattr(torch, dtype).itemsize, int(width)]
+        assert row['spilled'] <= most, (name, row)
+        if name.startswith(('deformable forward', 'deformable backward')):
+            assert row['words'] and not row['several'], (name, row)
 
 
 def test_a_cpu_is_told_that_the_kernels_want_a_gpu():
