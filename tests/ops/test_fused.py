@@ -343,12 +343,12 @@ SPILLED = {(2, 32): 0, (2, 64): 0, (2, 128): 0, (4, 32): 100, (4, 64): 100, (4, 
 # The backward of deformable attention, with 16 bits and heads 128 wide: docs/gpu-kernels.md says why it is left so.
 SPILLED_OF_WIDEST = 232
 # By capability, dtypes, widths of heads and conventions. Heads of the published models are 32 wide, and these train in
-# bfloat16, which is compiled for all. Beside it, any two values of these four are in one case at least.
+# bfloat16, which is compiled for all. With that, any two values of these four are in one case at least.
 COMPILED = {
     80: [('float32', 32, 'dat'), ('float16', 64, 'datpp'), ('float32', 128, 'datpp')],
     89: [('float32', 32, 'datpp'), ('bfloat16', 64, 'datpp'), ('float16', 128, 'dat')],
-    90: [('float32', 32, 'dat'), ('float32', 64, 'dat'), ('float16', 128, 'datpp')],
-    100: [('float32', 32, 'datpp'), ('float16', 32, 'dat'), ('float16', 64, 'dat'), ('bfloat16', 128, 'dat')],
+    90: [('float32', 32, 'dat'), ('bfloat16', 64, 'dat'), ('float16', 128, 'datpp')],
+    100: [('float16', 32, 'dat'), ('float32', 64, 'datpp'), ('bfloat16', 128, 'dat')],
 }
 COMPILE = """
 import json, sys
