@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from op_cases import KERNELS
 
 from dat_mm.ops.fused import deformable
 
@@ -34,8 +35,8 @@ def ends_of_range(*bounds) -> list[int]:
 class Recorder:
     """Stands for the memory of a GPU: it runs programs of each launch, and writes down what they touch."""
 
-    def __init__(self, launches: Counter | None = None):
-        self.expected, self.launches = launches, Counter()
+    def __init__(self, only: str | None, launches: Counter | None = None):
+        self.only, self.expected, self.launches = only, launches, Counter()
         self.touched = []  # (kernel, tensor, places in it)
         self.chance = np.random.default_rng(0)
 
@@ -43,6 +44,8 @@ class Recorder:
         (size,) = grid
         assert 0 < size <= MOST_PROGRAMS, f'{name} has a grid of {size}'
         self.launches[name] += 1
+        if self.only not in (None, name):
+            return
         if self.expected is None or self.launches[name] not in (1, self.expected[name]):
             return
         self.programs, self.size, self.name = sorted({0, size // 3, size - 1}), size, name
@@ -82,16 +85,16 @@ class Kernel:
 
 
 @contextmanager
-def patched(recorder: Recorder, bits: str):
-    """Has Triton's interpreter run kernels on a recorder. `bits` are those of whole numbers: see `check`."""
+def patched(recorder: Recorder, wide: bool):
+    """Has Triton's interpreter run kernels on a recorder, if `wide` with all whole numbers in 64 bits."""
     from triton.runtime import interpreter
 
     builder, handle = interpreter.interpreter_builder, interpreter.TensorHandle
     make_argument, set_grid_idx, make_range = interpreter._implicit_cvt, builder.set_grid_idx, builder.create_make_range
-    cast, program_id = builder.create_int_cast, builder.create_get_program_id
+    program_id = builder.create_get_program_id
 
-    def wide(x):
-        if bits == 'all 64' and x.data.dtype.kind in 'iu':
+    def widen(x):
+        if wide and x.data.dtype.kind in 'iu':
             x.data = x.data.astype(np.int64)
         return x
 
@@ -100,7 +103,7 @@ def patched(recorder: Recorder, bits: str):
         if torch.is_tensor(x):
             made.handle.data = np.array([recorder.bases[x.data_ptr()]], np.uint64)
         elif isinstance(x, int):
-            wide(made.handle)
+            widen(made.handle)
         return made
 
     def load(pointers, mask, other, *_):
@@ -110,17 +113,11 @@ def patched(recorder: Recorder, bits: str):
         data = recorder.make_up(pointers.data.shape, dtype)
         return handle(np.where(mask.data, data, 0 if other is None else other.data).astype(dtype), element)
 
-    def keep_32(x, to, *args):
-        if x.data.dtype == np.int32 and to.scalar.primitive_bitwidth == 64:
-            return handle(x.data, to.scalar)
-        return cast(x, to, *args)
-
     changes = dict(
         create_masked_load=load,
         create_masked_store=lambda pointers, value, mask, *_: recorder.touch(pointers, mask),
-        create_get_program_id=lambda axis: wide(program_id(axis)),
-        create_make_range=lambda *args: wide(make_range(*args)),
-        create_int_cast=keep_32 if bits == 'all 32' else cast,
+        create_get_program_id=lambda axis: widen(program_id(axis)),
+        create_make_range=lambda *args: widen(make_range(*args)),
         set_grid_dim=lambda *_: setattr(builder, 'grid_dim', (recorder.size, 1, 1)),
         set_grid_idx=lambda x, y, z: set_grid_idx(recorder.programs[x], y, z),
     )
@@ -131,32 +128,32 @@ def patched(recorder: Recorder, bits: str):
         stack.enter_context(mock.patch.object(interpreter, '_validate_np_data_size', lambda *_: True))
         # The launches are to have the blocks of a GPU.
         stack.enter_context(mock.patch('dat_mm.ops.fused.deformable.interprets', lambda: False))
-        for op in ('deformable', 'neighborhood', 'sampling'):
-            module = import_module(f'dat_mm.ops.fused.{op}_kernels')
+        for file in KERNELS:
+            module = import_module(f'dat_mm.ops.fused.{file}_kernels')
             stack.enter_context(mock.patch.object(module, 'range', ends_of_range, create=True))
             for name, kernel in vars(module).copy().items():
                 if getattr(kernel, 'kwargs', {}).get('do_not_specialize'):
-                    stack.enter_context(mock.patch.object(module, name, Kernel(f'{op} {name}', kernel, recorder)))
+                    stack.enter_context(mock.patch.object(module, name, Kernel(f'{file} {name}', kernel, recorder)))
         stack.enter_context(np.errstate(all='ignore'))
         yield
 
 
-def record(call, bits: str) -> list:
+def record(call, only: str | None, wide: bool) -> list:
     """Runs an op, and lists what the first launch and the last one of each of its kernels touch."""
-    counted = Recorder()
-    for recorder in (counted, Recorder(counted.launches)):
+    counted = Recorder(only)
+    for recorder in (counted, Recorder(only, counted.launches)):
         deformable.place_queries.cache_clear()
-        with patched(recorder, bits):
+        with patched(recorder, wide):
             call()
     return recorder.touched
 
 
-def check(call, bits: str = 'as written') -> set[str]:
+def check(call, only: str | None = None) -> set[str]:
     """Raises AssertionError if a kernel leaves a tensor or an offset overflows. Returns the names of the kernels.
 
-    With 'all 32' bits, numbers stay in 32 bits where kernels say that they should have 64.
+    `only` names one kernel to look at, as 'sampling forward'.
     """
-    touched, exact = record(call, bits), record(call, 'all 64')
+    touched, exact = record(call, only, wide=False), record(call, only, wide=True)
     for (kernel, name, found, length), (*_, expected, _) in zip(touched, exact, strict=True):
         assert np.array_equal(found, expected), f'{kernel}: an offset into {name} overflows'
         assert found.min() >= 0 and found.max() < length, f'{kernel} leaves {name}, {found.min()} to {found.max()}'

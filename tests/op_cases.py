@@ -4,8 +4,9 @@
 import torch
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-KERNELS = {  # of Triton, by op
-    'deformable': ('pack', 'place_keys', 'place_queries', 'forward', 'shared_part', 'backward', 'table_gradient'),
+KERNELS = {  # of Triton, by file
+    'packing': ('pack', 'place_keys', 'place_queries'),
+    'deformable': ('forward', 'shared_part', 'backward', 'table_gradient'),
     'neighborhood': ('forward', 'backward_queries', 'backward_keys'),
     'sampling': ('forward', 'backward_points', 'backward_map'),
 }

@@ -22,8 +22,8 @@ stage() {
     echo "== $name ended with $code after $((SECONDS - start)) s"
 }
 
-tests=(tests/ops/test_fused.py tests/ops/test_backends.py tests/ops/test_proof.py tests/models/test_golden.py)
-only='(test_fused or triton or export or checkpointing) and not compile_for_gpus'
+tests=(tests/ops/test_fused.py tests/ops/test_calls.py tests/ops/test_backends.py tests/ops/test_proof.py tests/models/test_golden.py)
+only='(test_fused or test_calls or triton or kernels or export or checkpointing) and not compile_for_gpus'
 benchmark=(--suite gpu)
 parallel=()
 if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n 8); fi

@@ -1,6 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What tools/compile_kernels.py does: the registers, the memory and the longest loop of each compiled kernel."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SLOW = {'MUFU', 'FRND', 'F2I', 'I2F', 'F2F'}  # exponentials and conversions: eight times as long as the others
-MODULES = ('deformable', 'neighborhood', 'sampling')
+MODULES = ('packing', 'deformable', 'neighborhood', 'sampling')
 LAUNCHES = []  # (name, kernel, arguments, options) of those recorded
 
 
@@ -57,12 +58,9 @@ def record(dtype: str, width: int, convention: str) -> list:
     return list({name: (name, *launch) for name, *launch in LAUNCHES}.values())
 
 
-def compile_launch(kernel, args, options, capability: int):
-    """Compiles a kernel as triton would at its first launch with these arguments."""
+def form_of(kernel, args, options) -> tuple[dict, dict, dict, dict]:
+    """What a kernel is compiled for: types and attributes of its arguments, constants, and how it is launched."""
     import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     kinds = {'float32': 'fp32', 'float16': 'fp16', 'bfloat16': 'bf16', 'int64': 'i64', 'int32': 'i32'}
     names, signature, attributes = kernel.arg_names, {}, {}
@@ -78,6 +76,16 @@ def compile_launch(kernel, args, options, capability: int):
     constants = {name: x for name, x in options.items() if name not in how}
     signature |= dict.fromkeys(constants, 'constexpr')
     constants = {(names.index(name),): x for name, x in constants.items()}
+    return signature, attributes, constants, how
+
+
+def compile_launch(kernel, args, options, capability: int):
+    """Compiles a kernel as triton would at its first launch with these arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes, constants, how = form_of(kernel, args, options)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=how)
 
@@ -96,28 +104,44 @@ def longest_loop(listing: str) -> list[str]:
     return max(loops, key=len)
 
 
-def measure(compiled) -> dict:
-    """Reads registers, memory and the longest loop of a compiled kernel with the tools that come with triton."""
+def read(compiled, tool: str, option: str) -> str:
+    """What a tool that comes with triton prints of a compiled kernel."""
     import triton
 
-    tools = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / tool
     with TemporaryDirectory() as folder:
         path = Path(folder, 'kernel.cubin')
         path.write_bytes(compiled.asm['cubin'])
-        usage, listing = (
-            subprocess.run([tools / name, option, path], capture_output=True, text=True, check=True).stdout
-            for name, option in (('cuobjdump', '-res-usage'), ('nvdisasm', '-c'))
-        )
-    registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', usage).groups()
-    loop = Counter(longest_loop(listing))
+        return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+
+
+def usage(compiled) -> dict:
+    """The registers and the memory of a compiled kernel."""
+    registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', read(compiled, 'cuobjdump', '-res-usage')).groups()
     return dict(
         threads=compiled.metadata.num_warps * 32,
         registers=int(registers),
         spilled=int(stack),
         shared=compiled.metadata.shared,
-        loop=sum(loop.values()),
-        slow=sum(n for name, n in loop.items() if name in SLOW),
     )
+
+
+def length_of_loop(compiled) -> dict:
+    """The instructions of the longest loop, which takes longer to read than a kernel to compile."""
+    loop = Counter(longest_loop(read(compiled, 'nvdisasm', '-c')))
+    return dict(loop=sum(loop.values()), slow=sum(n for name, n in loop.items() if name in SLOW))
+
+
+def compiled_kernels(cases, capability: int):
+    """Compiles each kernel for each (dtype, width, convention), and yields (name, compiled): each of them once."""
+    seen = []
+    for dtype, width, convention in cases:
+        for name, kernel, values, options in record(dtype, width, convention):
+            form = name, form_of(kernel, values, options)
+            if form not in seen:
+                seen.append(form)
+                of = f'{name}, {convention}' if name.startswith(('packing', 'deformable')) else name
+                yield f'{of}, {dtype}, {width}', compile_launch(kernel, values, options, capability)
 
 
 def compile_kernels(*, dtypes, widths, conventions, capability, as_json=False) -> None:
@@ -125,15 +149,8 @@ def compile_kernels(*, dtypes, widths, conventions, capability, as_json=False) -
 
     `capability` is that of the GPU, 90 for 9.0.
     """
-    rows = {}
-    for dtype in dtypes:
-        for width in widths:
-            for convention in conventions:
-                for name, kernel, values, options in record(dtype, width, convention):
-                    if name.startswith('deformable') or convention == conventions[0]:
-                        compiled = compile_launch(kernel, values, options, capability)
-                        of = f'{name}, {convention}' if name.startswith('deformable') else name
-                        rows[f'{of}, {dtype}, {width}'] = measure(compiled)
+    cases = itertools.product(dtypes, widths, conventions)
+    rows = {name: usage(of) | length_of_loop(of) for name, of in compiled_kernels(cases, capability)}
     if as_json:
         json.dump(rows, sys.stdout)
         return

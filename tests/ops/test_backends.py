@@ -16,10 +16,14 @@ pytestmark = pytest.mark.one_stack
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
-def each(named: dict):
-    """Parametrises a test over every backend but the reference, in every dtype that it has."""
-    cases = [(name, dtype) for name in named if name != 'reference' for dtype in dtypes_of(name)]
-    return pytest.mark.parametrize(('backend', 'dtype'), cases, ids=lambda x: str(x).removeprefix('torch.'))
+def each(named: dict, but: str = 'reference'):
+    """Parametrises a test over every backend but these two, in every dtype that it has."""
+    cases = [(name, dtype) for name in named if name not in ('reference', but) for dtype in dtypes_of(name)]
+    return pytest.mark.parametrize(('backend', 'dtype'), cases, ids=name_of)
+
+
+def name_of(x) -> str:
+    return str(x).removeprefix('torch.')
 
 
 MAPS = {
@@ -52,20 +56,74 @@ def check_agreement(op, case, dtype, backend, **options):
         assert error < TOLERANCE[dtype], (name, float(error))
 
 
-@each(backends.DEFORMABLE)
+@each(backends.DEFORMABLE, but='triton')
 @pytest.mark.parametrize('convention', grid.CONVENTIONS)
 @pytest.mark.parametrize('sizes', MAPS.values(), ids=MAPS)
 def test_deformable_backends_agree(backend, sizes, convention, dtype):
     check_agreement(deformable_attention, deformable_case(dtype, **sizes), dtype, backend, convention=convention)
 
 
-@each(backends.NEIGHBORHOOD)
+# Where they are interpreted, kernels take seconds for what others do in milliseconds. Each map meets both conventions,
+# one of them in float32 and the other in half precision. Each convention meets each dtype. Kernels have code of their
+# own for calls without a table, and for steps of 1: both meet float32 and half precision.
+HALVES = [torch.float16, torch.bfloat16]
+TURNS = [
+    (name, convention, HALVES[i // 2 % 2] if (i + j) % 2 else torch.float32)
+    for i, name in enumerate(MAPS)
+    for j, convention in enumerate(grid.CONVENTIONS)
+]
+# Several blocks of queries, shares of them, and parts of the map that the gradient of the table takes at a time.
+SMALLER = {'several tiles': {'H': 18, 'W': 35, 'T': (7, 14), 'K': 10, 'M': 2}}
+
+
+@pytest.mark.parametrize(('name', 'convention', 'dtype'), TURNS, ids=name_of)
+def test_kernels_of_deformable_attention_agree(name, convention, dtype):
+    case = deformable_case(dtype, **SMALLER.get(name, MAPS[name]))
+    check_agreement(deformable_attention, case, dtype, 'triton', convention=convention)
+
+
+def test_kernels_meet_both_dtypes_in_each_form_they_are_compiled_in():
+    def form(name, convention, dtype):
+        sizes = MAPS[name]
+        if sizes['T'] is None:
+            return dtype.itemsize, 'no table'
+        cells = [2 * n - 1 for n in sizes['T']]
+        steps = grid.table_steps((sizes['H'], sizes['W']), cells, convention)
+        return dtype.itemsize, 'steps of 1' if max(abs(step - 1) for step in steps) < 1e-9 else 'other steps'
+
+    met = {form(*turn) for turn in TURNS}
+    assert met == {(size, of) for size in (2, 4) for of in ('no table', 'steps of 1', 'other steps')}
+    assert {turn[1:] for turn in TURNS} == {(c, d) for c in grid.CONVENTIONS for d in dtypes_of('triton')}
+
+
+@each(backends.NEIGHBORHOOD, but='triton')
 @pytest.mark.parametrize('table', [True, False], ids=['table', 'no table'])
 @pytest.mark.parametrize('kernel_size', [3, 7])
 @pytest.mark.parametrize('size', [(7, 7), (8, 15), (9, 30), (24, 17)], ids=str)
 def test_neighborhood_backends_agree(backend, size, kernel_size, table, dtype):
     case = neighborhood_case(dtype, *size, kernel_size, B=1 + table, table=table)
     check_agreement(neighborhood_attention, case, dtype, backend, kernel_size=kernel_size)
+
+
+# Each pair of two values is met, but for dtypes with sizes, which have nothing to do with each other. A tile of keys is
+# seen by more columns of queries than a kernel takes at a time where a row of 22 ends, with neighborhoods of 7.
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'table', 'dtype'),
+    [
+        ((7, 7), 3, True, torch.float32),
+        ((7, 7), 7, False, torch.float16),
+        ((8, 15), 3, False, torch.bfloat16),
+        ((8, 15), 7, True, torch.float32),
+        ((9, 22), 3, False, torch.float32),
+        ((9, 22), 7, True, torch.bfloat16),
+        ((24, 17), 3, True, torch.float16),
+        ((24, 17), 7, False, torch.float32),
+    ],
+    ids=name_of,
+)
+def test_kernels_of_neighborhood_attention_agree(size, kernel_size, table, dtype):
+    case = neighborhood_case(dtype, *size, kernel_size, B=1 + (size == (7, 7)), table=table)
+    check_agreement(neighborhood_attention, case, dtype, 'triton', kernel_size=kernel_size)
 
 
 SAMPLES = {
@@ -114,7 +172,7 @@ def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
 
 OPS = [
     (deformable_attention, deformable_case, {'H': 9, 'W': 6, 'T': (4, 6), 'K': 12}, backends.DEFORMABLE),
-    (neighborhood_attention, neighborhood_case, {'H': 9, 'W': 17, 'kernel_size': 7}, backends.NEIGHBORHOOD),
+    (neighborhood_attention, neighborhood_case, {'H': 9, 'W': 15, 'kernel_size': 7}, backends.NEIGHBORHOOD),
 ]
 CASES = [(*op, name) for *op, names in OPS for name in names]
 each_backend = pytest.mark.parametrize(

@@ -60,9 +60,14 @@ def why_not(*tensors: Tensor, of: int = 2) -> str | None:
     if tensors[0].dtype not in DTYPES:
         return f'it has no {tensors[0].dtype}'
     for x in tensors:
-        if sum((n - 1) * step for n, step in zip(x.shape[of:], x.stride()[of:], strict=True)) >= FARTHEST:
+        if not is_near(x, of):
             return f'a tensor {tuple(x.shape)} with strides {x.stride()} is too large: 2^31 numbers or more an image'
     return _why_not_device(tensors[0].device) if HAS_TRITON else 'triton is not installed'
+
+
+def is_near(x: Tensor, of: int = 2) -> bool:
+    """Whether what kernels count with 32 bits lies near enough in memory. The first `of` axes are counted with 64."""
+    return sum((n - 1) * step for n, step in zip(x.shape[of:], x.stride()[of:], strict=True)) < FARTHEST
 
 
 def why_not_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -94,5 +99,8 @@ def power_of_2(n: int) -> int:
 
 
 def rows(x: Tensor) -> Tensor:
-    """Makes the last axis of x contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """Makes the last axis of x contiguous, and all axes where a head of x (images, heads, ...) is spread too far.
+
+    Inputs that are spread so are refused, but the strides of a gradient are not known before the backward.
+    """
+    return x if x.stride(-1) == 1 and is_near(x) else x.contiguous()

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Deformable attention by the kernels of deformable_kernels.py: launches, workspaces, gradients.
+"""Deformable attention by the kernels of packing_kernels.py and deformable_kernels.py: launches, workspaces, gradients.
 
 The backward goes through the map a band of rows at a time. For a band, one kernel adds to the gradients of k, v and
 points, and writes the gradients of the logits to a workspace. From that a product makes the gradient of q, and another
@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import grid, library, proof
 from ..layout import round_up
 from ..tracing import exporting, needs_gradient
-from . import interprets, power_of_2, precision, rows, why_not_heads
+from . import FARTHEST, interprets, power_of_2, precision, rows, why_not_heads
 
 WORKSPACE = 72 << 20  # gradients of logits in the workspace, at most, unless a row of the map has more
 ROWS = 16  # of the map, which table_gradient takes at a time
@@ -91,7 +91,7 @@ class Call:
 
     def place_keys(self) -> Tensor:
         """Where the first query stands in the table of each key: a pair of int32 in one int64."""
-        from . import deformable_kernels as kernels
+        from . import packing_kernels as kernels
 
         keys = self.points.numel() // 2
         places = torch.empty(keys, dtype=torch.int64, device=self.points.device)
@@ -119,7 +119,7 @@ def may_keep(device: torch.device) -> bool:
 @lru_cache(maxsize=32)
 def place_queries(height: int, width: int, steps: tuple, unit: bool, device: torch.device) -> Tensor:
     """How far each query stands from the first one: a pair of int32 in one int64."""
-    from . import deformable_kernels as kernels
+    from . import packing_kernels as kernels
 
     queries = height * width
     distances = torch.empty(queries, dtype=torch.int64, device=device)
@@ -129,16 +129,21 @@ def place_queries(height: int, width: int, steps: tuple, unit: bool, device: tor
     return distances
 
 
+def size_of_packed(table: Tensor) -> tuple[int, int, int]:
+    """The heads, rows and columns of the words of a packed table, the ring around it included."""
+    return table.shape[0], table.shape[1] + 3, table.shape[2] + 2
+
+
 def pack(table: Tensor, half: bool) -> Tensor:
     """Packs each cell of a table with its neighbours into one word: int64 (M, 2T_h+2, 2T_w+1), in a ring of zeros.
 
     A word has a cell and the next one in float32, or these and the two below in float16. Cells are multiplied by
     log2(e), because the kernels take powers of 2.
     """
-    from . import deformable_kernels as kernels
+    from . import packing_kernels as kernels
 
-    heads, *cells = table.shape
-    packed = torch.empty(heads, cells[0] + 3, cells[1] + 2, dtype=torch.int64, device=table.device)
+    cells = table.shape[1:]
+    packed = torch.empty(size_of_packed(table), dtype=torch.int64, device=table.device)
     kernels.pack[(-(-packed.numel() // 256),)](
         *(table.contiguous(), packed.view(torch.float16 if half else torch.float32), packed.numel(), *cells),
         CORNERS=4 if half else 2,
@@ -271,6 +276,8 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
 def why_not(q, k, v, table, bias, dropout, **call) -> str | None:
     if table is not None and max(table.shape[1:]) > MOST_CELLS:
         return 'the table is {}x{}, it takes {} cells along an axis at most'.format(*table.shape[1:], MOST_CELLS)
+    if table is not None and 4 * math.prod(size_of_packed(table)) >= FARTHEST:
+        return f'the table {tuple(table.shape)} is too large: 2^31 numbers or more with its neighbours'
     return library.why_not_table(bias, dropout) or why_not_heads(q, k, v)
 
 
