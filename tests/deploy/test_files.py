@@ -110,7 +110,7 @@ def test_a_file_has_standard_operators_and_says_what_it_is(case, kind, generatio
     assert sizes == ['batch', 'height', 'width', 3]
     assert any(node.name.startswith('backbone.stages.2.blocks.0.attn.') for node in model.graph.node)
     told = open_exported(case.file()).metadata
-    assert len(told['classes']) == 8 and 'circle' in ' '.join(told['classes'])
+    assert len(told['classes']) == 8 and 'disc' in told['classes']
     assert told['version'] and told['precision'] == 'fp32' and "type='dat_mm.DAT'" in told['config']
     assert [output.name for output in model.graph.output] == list(case.network.outputs)
 
@@ -214,8 +214,10 @@ def test_a_bare_backbone_needs_no_config(tmp_path, capsys):
 def test_what_is_wrong_is_told_in_one_line(case, tmp_path):
     case = case('classifier', 'datpp')
     known = str(case.config), str(case.checkpoint)
-    plain = onnx.helper.make_model(onnx.helper.make_graph([], 'nothing', [], []))
-    onnx.save(plain, tmp_path / 'other.onnx')
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in 'xy']
+    graph = onnx.helper.make_graph([onnx.helper.make_node('Identity', ['x'], ['y'])], 'other', ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid('', 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / 'other.onnx')
     (tmp_path / 'broken.onnx').write_bytes(b'no graph')
     detector = str(cases.CONFIGS / 'retinanet_dat-nano_fpn_1xb4_shapes.py')
     for call, told in (
