@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The live page of a model that tools/export.py exports: what its config says about pictures and classes goes into it."""
+"""The live page of an exported model: what its config says about pictures and classes goes into it."""
 
 from itertools import islice
 from pathlib import Path
@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets.survey import leaf_datasets
+from ..deploy.networks import Network
 from ..deploy.page.build import palette_of, write_page
 from ..deploy.page.resizing import resizing_of
 from ..deploy.page.runtime import Runtime
-from ..deploy.page.watched import LEFT_OUT, Watched, keep_outputs
+from ..deploy.page.watched import LEFT_OUT, leave_out
 from ..errors import UserError
 from ..version import __version__
+from ..visualize.layer import Layer
 from ..visualize.view import read_picture
 from .infer import dataset_meta, find_images
 
@@ -58,14 +60,15 @@ def _mask_threshold(model) -> float:
     return cfg.get('mask_thr_binary', 0.5)
 
 
-def write_live(source, config, watched, layer, file, page, runtime: Runtime, *, shape=None, examples=None) -> list[Path]:
-    """Writes the live page of a source whose network is in an ONNX file, with the outputs of Watched if there is a layer.
+def write_live(
+    source, config, network: Network, layer: Layer | None, file, page, runtime: Runtime, *, shape=None, examples=None
+) -> list[Path]:
+    """Writes the live page of a source whose network is in an ONNX file, with the outputs for a layer if there is one.
 
-    The arguments after them are those of tools/export.py.
+    The other arguments are those of tools/export.py.
     """
-    network = watched.network if isinstance(watched, Watched) else watched
     small = Path(file).with_name('page.onnx')
-    keep_outputs(file, small, [name for name in watched.outputs if name not in LEFT_OUT])
+    leave_out(file, small, LEFT_OUT)
     pipeline = None if source.cfg is None else next(leaf_datasets(source.cfg.test_dataloader.dataset)).pipeline
     resizing, unknown = resizing_of(pipeline, shape)
     for name in unknown:

@@ -4,6 +4,7 @@
 import ast
 import json
 import logging
+import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ def _name_nodes(graph) -> None:
     """
     for number, node in enumerate(graph):
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, '[]'))
-        module = scopes[-2].removeprefix('network.').removeprefix('model.') if len(scopes) > 1 else ''
+        module = re.sub(r'^(network\.)*(model\.)?', '', scopes[-2]) if len(scopes) > 1 else ''
         node.name = '/'.join(part for part in (module, f'{node.op_type}_{number}') if part)
         node.metadata_props.clear()
         node.doc_string = None

@@ -22,17 +22,17 @@
 
   const waiting = new Map();
   let worker = null;
+  let broken = null;
   let lastId = 0;
 
   function ask(message, moved) {
     lastId += 1;
     return new Promise((resolve, reject) => {
+      if (broken) throw broken;
       waiting.set(lastId, { resolve, reject });
       worker.postMessage({ id: lastId, ...message }, moved);
     });
   }
-
-  const addressOf = (content) => URL.createObjectURL(new Blob([content], { type: 'text/javascript' }));
 
   /** The text of an element, undone, without keeping it in the page. */
   async function take(id) {
@@ -42,7 +42,8 @@
   }
 
   async function loadModel() {
-    worker = new Worker(addressOf(find('worker').textContent), { type: 'module' });
+    // no module: a page from the disk cannot start one
+    worker = new Worker(URL.createObjectURL(new Blob([find('worker').textContent], { type: 'text/javascript' })));
     worker.addEventListener('message', ({ data }) => {
       const { resolve, reject } = waiting.get(data.id);
       waiting.delete(data.id);
@@ -50,12 +51,13 @@
       else resolve(data);
     });
     worker.addEventListener('error', (event) => {
-      for (const { reject } of waiting.values()) reject(new Error(event.message || 'the worker does not start'));
+      broken = new Error(event.message || 'its worker does not start');
+      for (const { reject } of waiting.values()) reject(broken);
       waiting.clear();
     });
     const [script, wasm, model] = [await take('runtime-script'), await take('runtime-wasm'), await take('model')];
     delete window.modelParts;
-    await ask({ script: addressOf(script), wasm, model }, [wasm, model]);
+    await ask({ script, wasm, model }, [script, wasm, model]);
   }
 
   // ---- The input of the model

@@ -50,7 +50,8 @@ class Watched(nn.Module):
 
     def __init__(self, network: Network, layer: Layer):
         super().__init__()
-        self.network, self.attention = network, layer.module
+        self.network = network
+        self.found = [layer.module]  # in a list, so that its weights keep the names that they have in the network
         self.task, self.pixels = network.task, network.pixels
         names = ['q', 'k', 'points']
         names += [name for name in ('table', 'logits') if getattr(layer._bias, name) is not None]
@@ -58,7 +59,7 @@ class Watched(nn.Module):
         self.outputs = network.outputs + self.watched
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        module, taken = self.attention, {}
+        (module,), taken = self.found, {}
 
         def take_queries(_, args, bias):
             q, points, size = args
@@ -75,24 +76,21 @@ class Watched(nn.Module):
             taken[name] = taken[name].unflatten(-1, (module.heads, -1)).permute(0, 3, 1, 2, 4)  # (B, M, ., ., D)
         taken['q'] = taken['q'] * taken['q'].shape[-1] ** -0.5
         if taken['table'] is not None:
-            taken['table'] = taken['table'].expand(len(image), -1, -1, -1)
+            taken['table'] = taken['table'].expand(image.shape[0], -1, -1, -1)
         if taken['logits'] is not None:
-            sizes = (len(image), module.heads, *(taken[name].shape[2] * taken[name].shape[3] for name in 'qk'))
+            sizes = (image.shape[0], module.heads, *(taken[name].shape[2] * taken[name].shape[3] for name in 'qk'))
             taken['logits'] = taken['logits'].expand(sizes)
         return found | {name: taken[name.removeprefix(PREFIX)] for name in self.watched}
 
 
-def keep_outputs(source, target, names) -> None:
-    """Writes an ONNX file with some of its outputs, without what only the others need and without notes on nodes."""
+def leave_out(source, target, names) -> None:
+    """Writes an ONNX file without some of its outputs, and without what only they need."""
     onnx_ir = package('onnx_ir')
     passes = package('onnx_ir.passes.common')
     model = onnx_ir.load(str(source))
-    kept = [output for output in model.graph.outputs if output.name in names]
+    kept = [output for output in model.graph.outputs if output.name not in names]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
     passes.RemoveUnusedNodesPass()(model)
-    metadata = dict(model.metadata_props)
-    passes.ClearMetadataAndDocStringPass()(model)
-    model.metadata_props.update(metadata)
     with written_whole(Path(target)) as partial:
         onnx_ir.save(model, partial)

@@ -6,7 +6,7 @@ let ort = null;
 let session = null;
 
 async function load({ script, wasm, model }) {
-  ort = await import(script);
+  ort = await import(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
   ort.env.wasm.numThreads = 1; // more need headers of a server
   ort.env.wasm.wasmBinary = wasm;
   session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ['wasm'] });
