@@ -68,7 +68,7 @@ def write_live(
     The other arguments are those of tools/export.py.
     """
     small = Path(file).with_name('page.onnx')
-    leave_out(file, small, LEFT_OUT)
+    leave_out(file, small, network.outputs if network.task == 'backbone' else LEFT_OUT)
     pipeline = None if source.cfg is None else next(leaf_datasets(source.cfg.test_dataloader.dataset)).pipeline
     resizing, unknown = resizing_of(pipeline, shape)
     for name in unknown:

@@ -5,9 +5,11 @@
 
 (() => {
   const MOST_BARS = 6;
+  const MOST_KEYS = 400;
   const find = (id) => document.getElementById(id);
   const header = JSON.parse(find('header').textContent);
   const canvas = find('picture');
+  const hasMarks = ['detection', 'segmentation'].includes(header.task);
   const state = {
     query: [0.5, 0.5], // as a share of the picture, so that the next picture has it too
     threshold: header.threshold,
@@ -57,6 +59,7 @@
     });
     const [script, wasm, model] = [await take('runtime-script'), await take('runtime-wasm'), await take('model')];
     delete window.modelParts;
+    say('Starting the model …');
     await ask({ script, wasm, model }, [script, wasm, model]);
   }
 
@@ -77,6 +80,9 @@
       : [Math.floor((step.size * width) / height), step.size];
   }
 
+  /** Rounds as Python does: halves go to the even number. */
+  const roundEven = (n) => (n % 1 === 0.5 && Math.floor(n) % 2 === 0 ? Math.floor(n) : Math.round(n));
+
   /** Where a picture comes to lie in the input: `size` of the whole, then the corner and size that are kept of it. */
   function place(width, height, ready) {
     let size = [width, height];
@@ -85,7 +91,7 @@
     let input = null;
     for (const step of ready ? [] : header.resizing) {
       if (step.kind === 'crop') {
-        corner = [step.width, step.height].map((n, i) => Math.max(0, Math.round((size[i] - n) / 2)));
+        corner = [step.width, step.height].map((n, i) => Math.max(0, roundEven((size[i] - n) / 2)));
         kept = [step.width, step.height].map((n, i) => Math.min(n, size[i]));
       } else if (step.kind === 'fill') {
         input = [step.width, step.height];
@@ -273,12 +279,26 @@
     pen.drawImage(paper, left, top, (width / placement.scale[0]) * scale, (height / placement.scale[1]) * scale);
   }
 
+  /** What was found, on a canvas of its own: it stays the same while only the query changes. */
+  function overlay(scale, unit) {
+    const key = [canvas.width, canvas.height, state.threshold].join();
+    if (state.shown.overlay?.key !== key) {
+      const [paper, pen] = blank(canvas.width, canvas.height);
+      (header.task === 'detection' ? drawDetections : drawLabels)({ pen, scale, unit }, state.shown);
+      state.shown.overlay = { key, paper };
+    }
+    return state.shown.overlay.paper;
+  }
+
   function drawAttention(paper, layer) {
     const { nearestQuery, pointWeights, strongest, places, onCanvas, drawStrongest, drawQuery } = layer.math;
     const { pen, scale, unit } = paper;
     const query = nearestQuery(layer, state.query.map((n, i) => n * size()[i] - 0.5));
     const weights = pointWeights(layer, query, 'all', 'query');
-    const chosen = strongest(weights, Math.min(state.topk, weights.length), () => true, layer.keys);
+    find('topk').max = String(Math.min(MOST_KEYS, weights.length)); // the value follows where it is less
+    find('topk').value = String(state.topk);
+    find('topk-value').textContent = find('topk').value;
+    const chosen = strongest(weights, Number(find('topk').value), () => true, layer.keys);
     if (find('every').checked) {
       const at = places(layer, 'deformed');
       const side = Math.max(1, Math.min(3, 90 / Math.sqrt(layer.keys))) * unit;
@@ -320,14 +340,19 @@
       pen.fill('evenodd');
     }
     const paper = { pen, scale, unit };
-    if (find('marks').checked) {
-      if (header.task === 'detection') drawDetections(paper, state.shown);
-      if (header.task === 'segmentation') drawLabels(paper, state.shown);
-    }
+    if (hasMarks && find('marks').checked) pen.drawImage(overlay(scale, unit), 0, 0);
     if (state.layer && find('attention').checked) drawAttention(paper, state.layer);
     tell();
     state.drawn += 1;
     document.body.dataset.drawn = String(state.drawn);
+  }
+
+  let due = false;
+
+  function drawSoon() {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => { due = false; draw(); });
   }
 
   function bar({ label, value, text }) {
@@ -504,7 +529,7 @@
         if (kind === 'pointermove' && event.pointerType === 'touch') return;
         const frame = canvas.getBoundingClientRect();
         state.query = [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
-        if (!camera.stream) draw();
+        drawSoon();
       });
     }
     canvas.addEventListener('keydown', (event) => {
@@ -527,16 +552,16 @@
       state.size = Number(find('size').value);
       if (state.shown && !camera.stream) show(state.shown.picture, state.shown.ready);
     });
-    new ResizeObserver(draw).observe(canvas.parentElement);
+    window.addEventListener('resize', drawSoon);
   }
 
   function hideWhatIsNotThere() {
     find('threshold-part').hidden = header.task !== 'detection';
     find('predictions').hidden = header.task === 'backbone';
-    find('marks-part').hidden = !['detection', 'segmentation'].includes(header.task);
+    find('marks-part').hidden = !hasMarks;
     find('size-part').hidden = !header.resizes;
     for (const part of document.querySelectorAll('.of-attention')) part.hidden = !header.attention;
-    document.querySelector('fieldset').hidden = find('marks-part').hidden && !header.attention;
+    document.querySelector('fieldset').hidden = !hasMarks && !header.attention;
   }
 
   async function openPage() {
@@ -562,7 +587,7 @@
   }
 
   // what the tests, and a curious reader, ask in the console
-  window.live = { state, place, detections: () => detections(state.shown) };
+  window.live = { state, header, place, detections: () => detections(state.shown) };
 
   openPage().catch((error) => {
     say(`This page cannot run its model: ${error.message}`, true);

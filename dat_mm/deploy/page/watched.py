@@ -27,17 +27,15 @@ def find_layer(network: Network, image: Tensor, name: str | None = None) -> Laye
 
     There is None where the model has no deformable attention, or where its keys are averages and have no points.
     """
-    if not any(isinstance(module, DeformableAttention) for module in network.modules()):
-        if name is not None:
-            raise UserError(f'--layer {name}: {network.task} without deformable attention')
-        return None
-    with torch.no_grad(), record(network.model) as recording:
-        network(image)
-    layer = recording.layer(name)
-    if layer.module.pooled:
-        if name is not None:
-            raise UserError(f'--layer {name}: its keys are averages of windows, and have no points')
-        return None
+    layer, reason = None, 'the model has no deformable attention'
+    if any(isinstance(module, DeformableAttention) for module in network.modules()):
+        with torch.no_grad(), record(network.model) as recording:
+            network(image)
+        layer = recording.layer(name)
+        if layer.module.pooled:
+            layer, reason = None, f'the keys of {layer.name} are averages of windows, and have no points'
+    if layer is None and (name is not None or network.task == 'backbone'):
+        raise UserError(f'--page: {reason}')
     return layer
 
 
