@@ -40,6 +40,14 @@ def parse_args(argv=None):
     )
     parser.add_argument('--calibration', metavar='PICTURES', help='for int8 (default: the test data of the config)')
     parser.add_argument('--pictures', type=int, default=64, metavar='N', help='of them at most (%(default)s)')
+    parser.add_argument('--page', metavar='OUT.html', help='also write a page that runs the model in a browser')
+    parser.add_argument('--layer', help='the page shows its attention (default: the last of the third stage)')
+    parser.add_argument('--examples', metavar='PICTURES', help='on the page (default: the test data of the config)')
+    parser.add_argument(
+        '--runtime',
+        metavar='FOLDER_OR_TGZ',
+        help='the npm package onnxruntime-web, for the page (default: downloaded once)',
+    )
     cli.add_cfg_options(parser)
     return parser.parse_args(argv)
 

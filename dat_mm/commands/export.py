@@ -18,6 +18,8 @@ from ..datasets.survey import leaf_datasets
 from ..deploy.compare import differences
 from ..deploy.graph import example, write_onnx
 from ..deploy.networks import Network, wrap
+from ..deploy.page.runtime import find_runtime
+from ..deploy.page.watched import Watched, find_layer, leave_out
 from ..deploy.pixels import Preprocessing
 from ..deploy.precision import halve, quantise
 from ..deploy.runtimes import SUFFIXES, open_exported, package, write_openvino
@@ -28,6 +30,7 @@ from ..models.pretrained import load_pretrained
 from ..version import __version__
 from ..weights import read_state_dict
 from .infer import dataset_meta, find_images, load_nothing_else, open_loadable
+from .live import check_page, write_live
 from .prepare import prepare
 
 TOLERANCE = 1e-4  # of the largest value, in float32
@@ -118,6 +121,10 @@ def export(
     check=None,
     calibration=None,
     pictures=64,
+    page=None,
+    layer=None,
+    examples=None,
+    runtime=None,
     cfg_options=(),
 ) -> dict[str, float]:
     """Writes a model to `out`. Returns the differences that `check` found; the options are those of tools/export.py."""
@@ -128,9 +135,15 @@ def export(
         raise UserError(f'--shape {shape[0]} {shape[1]}: two positive numbers, and not together with --dynamic')
     for name in ('onnx', 'onnxscript', 'onnxruntime', *(['openvino'] if out.suffix == '.xml' else [])):
         package(name)  # before anything slow
+    if page is not None:
+        check_page(page, preprocess)
+        runtime = find_runtime(runtime)
     source = Source(config, checkpoint, cfg_options, backbone)
     inside = preprocess == 'inside'
     network = wrap(source.model, source.preprocessing, inside, pasted=masks == 'image')
+    watched, opened = network, []
+    if page is not None and (layer := find_layer(network, example(network, shape or (64, 64), 1), layer)):
+        watched, opened = Watched(network, layer), [layer.module]
     metadata = dict(
         task=network.task,
         classes=source.classes,
@@ -144,7 +157,7 @@ def export(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         plain = last = Path(folder, 'plain.onnx')
-        write_onnx(network, plain, shape=shape, metadata=metadata)
+        write_onnx(watched, plain, shape=shape, metadata=metadata, opened=opened)
         if precision == 'int8':
             last = Path(folder, 'int8.onnx')
             images = islice(source.pictures(calibration), pictures)
@@ -152,6 +165,11 @@ def export(
         elif precision == 'fp16' and out.suffix == '.onnx':
             last = Path(folder, 'fp16.onnx')
             halve(plain, last)
+        if page is not None:
+            write_live(source, config, network, layer, last, page, runtime, shape=shape, examples=examples)
+        if watched is not network:
+            whole, last = last, Path(folder, 'out.onnx')
+            leave_out(whole, last, watched.watched)
         if out.suffix == '.xml':
             write_openvino(last, out, half=precision == 'fp16')
         else:

@@ -5,6 +5,8 @@ To write a graph of any size takes PyTorch some 20 milliseconds a node, and more
 A block has the sizes of its map alone, and a stage of eighteen blocks has two kinds of them.
 """
 
+import re
+from collections.abc import Collection
 from contextlib import contextmanager
 
 import torch
@@ -15,12 +17,12 @@ from ..models.blocks import Block
 DOMAIN, NAME = 'dat_mm', 'Block'  # of the node that stands for a block until it is filled in
 
 
-def find_blocks(model: nn.Module) -> dict[str, Block]:
-    """The blocks of a model by their names. Those that somebody watches by a hook are not among them."""
+def find_blocks(model: nn.Module, opened: Collection[nn.Module] = ()) -> dict[str, Block]:
+    """The blocks of a model by their names, but for those with one of the opened modules inside."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Block) and not any(x._forward_hooks or x._forward_pre_hooks for x in module.modules())
+        if isinstance(module, Block) and not any(part in opened for part in module.modules())
     }
 
 
@@ -49,9 +51,7 @@ def as_nodes(blocks: dict[str, Block]):
 
 def short(name: str) -> str:
     """The name of a module in its model, without the wrappers around the model and around a block."""
-    for wrapper in ('network.', 'model.', 'block.'):
-        name = name.removeprefix(wrapper)
-    return name
+    return re.sub(r'^(network\.)*(model\.|block\.)?', '', name)
 
 
 class Weightless(nn.Module):

@@ -5,7 +5,7 @@ import ast
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,17 +57,17 @@ def example(network: Network, shape, batch: int = 2, channels: int = 3) -> Tenso
     return torch.randn(batch, channels, *shape, generator=generator)
 
 
-def write_onnx(network: Network, path, *, shape=None, metadata: dict) -> None:
+def write_onnx(network: Network, path, *, shape=None, metadata: dict, opened: Collection[nn.Module] = ()) -> None:
     """Writes a network to a file. Batches are of any size, and images too unless `shape` says (height, width).
 
-    The values of `metadata` are text, or what JSON can hold.
+    The values of `metadata` are text, or what JSON can hold. `opened` are modules that the network takes outputs from.
     """
     import onnx
 
     image = example(network, shape or EXAMPLE)
     height, width = (1, 2) if network.pixels is not None else (2, 3)
     sizes = {0: 'batch'} | ({} if shape else {height: 'height', width: 'width'})
-    found = find_blocks(network)
+    found = find_blocks(network, opened)
     with as_nodes(found) as maps:
         model = _translate(_Outputs(network), (image,), (list(sizes),), ['image'], network.outputs)
     model.graph.name = network.task

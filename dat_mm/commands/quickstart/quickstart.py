@@ -287,9 +287,10 @@ def ending(summary, work_dir, data_root, root) -> str:
     attention.html   what the detector looks at: open it in a browser and click
     report.html      both runs side by side: curves, results, predictions, attention
     losses.png, summary.json; pretrained/ and scratch/ with checkpoints, logs, configs; remove all to start over
-  Predictions for pictures of your choice:
-    python {tools}/infer.py {data_root}/images/val {work_dir}/pretrained/{DETECTOR}.py \\
-        $(cat {work_dir}/pretrained/last_checkpoint)
+  Predictions for pictures of your choice, and a page that makes them in a browser, from a camera too:
+    S={work_dir}/pretrained; C=$S/{DETECTOR}.py
+    python {tools}/infer.py {data_root}/images/val $C $(cat $S/last_checkpoint)
+    python {tools}/export.py $C $(cat $S/last_checkpoint) $S/model.onnx --page $S/live.html
   With COCO in data/coco (docs/data.md) and a checkpoint of the authors (docs/checkpoints.md):
     python {tools}/train.py {configs}/coco/mask-rcnn_datpp-tiny_fpn_32xb2-ms-1x_coco.py \\
         --auto-scale-lr --cfg-options model.backbone.init_cfg.checkpoint=dat_pp_tiny_in1k_224.pth"""

@@ -2,7 +2,8 @@
 """The interactive page: one file with the picture, all layers, and the script that computes attention from them.
 
 The whole attention of a layer would be gigabytes. The page has queries, keys, points and tables, in few bits, and makes
-the attention of a query when it is chosen. page.js is the script, page.css its looks, page.html the frame of both.
+the attention of a query when it is chosen. attention.js does that, page.js is what else the page does, page.css its
+looks, and page.html the frame of all.
 """
 
 from .build import make_page

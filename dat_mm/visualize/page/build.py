@@ -68,7 +68,8 @@ def smallest_size(layers, bits: int) -> float:
 def make_page(view: View, *, budget: int = BUDGET) -> str:
     """The interactive page of a view as HTML. All layers of the recording are in it."""
     picture = _picture(view)
-    frame = len(picture) + sum(len(_source(name)) for name in ('page.html', 'page.css', 'page.js')) + 20_000
+    parts = ('page.html', 'page.css', 'attention.js', 'page.js')
+    frame = len(picture) + sum(len(_source(name)) for name in parts) + 20_000
     for bits in BITS:
         if bits > 8 and smallest_size(view.layers, bits) > budget:
             continue  # compression does not halve such numbers: do not try
@@ -103,6 +104,7 @@ def make_page(view: View, *, budget: int = BUDGET) -> str:
         # a closing tag inside would end the script
         ('HEADER', json.dumps(header, separators=(',', ':')).replace('<', '\\u003c')),
         ('DATA', data),
+        ('ATTENTION', _source('attention.js')),
         ('SCRIPT', _source('page.js')),
     ):
         text = text.replace(f'<!--{mark}-->', value)
