@@ -217,8 +217,11 @@ def run_check(source: Source, network: Network, out: Path, shape, precision: str
         for name, value in differences(expected, exported.run(image)).items():
             worst[name] = max(worst.get(name, 0.0), value)
     print(f'largest differences to PyTorch, on {where}:')
-    for name, value in worst.items():
-        print(f'  {NAMES.get(name, name):24} {value:.1e}')
+    if float('inf') in worst.values():
+        print('  there are other detections: another number of them, or other labels')
+    else:
+        for name, value in worst.items():
+            print(f'  {NAMES.get(name, name):24} {value:.1e}')
     if precision == 'fp32' and max(worst.values()) > TOLERANCE:
         raise UserError(f'{out} is further from PyTorch than {TOLERANCE:.0e} of the largest value')
     return worst
