@@ -4,14 +4,13 @@
 import base64
 import hashlib
 import io
-import os
-import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import launched, watched_pages
 
 from dat_mm.deploy.page import build, runtime, write_page
 from dat_mm.deploy.page.build import palette_of
@@ -21,7 +20,6 @@ from dat_mm.errors import UserError
 pytestmark = pytest.mark.one_stack
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 CAMERA = ('--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream')  # Chromium shows moving shapes
 CONFIG = """
 _base_ = '{root}/configs/shapes/dat-nano_1xb32_shapes.py'
@@ -43,39 +41,14 @@ def onnxruntime_web():
 
 @pytest.fixture(scope='module')
 def browser():
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        if os.environ.get('CI'):
-            pytest.fail('CI needs Chromium for the tests of the page')
-        pytest.skip('no Chromium (Debian, Ubuntu: apt install chromium)')
-    playwright = pytest.importorskip('playwright.sync_api')
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=['--no-sandbox', *CAMERA])
+    with launched(*CAMERA) as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a page from the disk; afterwards there must be no error, and nothing fetched."""
-    contexts, errors, fetched = [], [], []
-
-    def open_page(file, **options):
-        context = browser.new_context(**dict(dict(viewport=dict(width=1280, height=900)), **options))
-        contexts.append(context)
-        page = context.new_page()
-        page.on('console', lambda message: errors.append(message.text) if message.type == 'error' else None)
-        page.on('pageerror', lambda error: errors.append(str(error)))
-        page.on('request', lambda request: fetched.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_selector('body[data-ready="true"]')
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert not [url for url in fetched if not url.startswith(('file://', 'data:', 'blob:'))]
+    with watched_pages(browser, 'body[data-ready="true"]') as open_page:
+        yield open_page
 
 
 def wait_drawn(page, action):

@@ -2,13 +2,12 @@
 """The interactive page in a browser: what it shows is what Python computes, and every control does what it says."""
 
 import json
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from browser import launched, watched_pages
 
 from dat_mm import DAT
 from dat_mm.visualize import Box, Placement, record, show
@@ -16,8 +15,6 @@ from dat_mm.visualize.page import make_page
 from dat_mm.visualize.page.pack import MOST_QUERIES, largest_error, pack, quantise, thin, unpacked_attention
 
 pytestmark = pytest.mark.one_stack
-
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 
 
 def make_view(arch='dat-nano', size=(96, 160), placement=None, **options):
@@ -40,40 +37,15 @@ def make_view(arch='dat-nano', size=(96, 160), placement=None, **options):
 
 @pytest.fixture(scope='module')
 def browser():
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        if os.environ.get('CI'):
-            pytest.fail('CI needs Chromium for the tests of the page')
-        pytest.skip('no Chromium (Debian, Ubuntu: apt install chromium)')
-    playwright = pytest.importorskip('playwright.sync_api')
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=['--no-sandbox'])
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Opens a view's page from the disk; afterwards there must be no error and nothing fetched."""
-    contexts, errors, fetched = [], [], []
-
-    def open_page(view, **options):
-        file = view.save(tmp_path / 'page.html')
-        context = browser.new_context(**dict(dict(viewport=dict(width=1280, height=900)), **options))
-        contexts.append(context)
-        page = context.new_page()
-        page.on('console', lambda message: errors.append(message.text) if message.type == 'error' else None)
-        page.on('pageerror', lambda error: errors.append(str(error)))
-        page.on('request', lambda request: fetched.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_selector('body[data-ready="true"][data-drawn]')
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert not [url for url in fetched if not url.startswith(('file://', 'data:', 'blob:'))]
+    """Opens a view's page from the disk."""
+    with watched_pages(browser, 'body[data-ready="true"][data-drawn]') as open_page:
+        yield lambda view, **options: open_page(view.save(tmp_path / 'page.html'), **options)
 
 
 def wait_drawn(page, action):
