@@ -14,10 +14,21 @@ from .. import library, proof, reference
 from ..tracing import exporting, needs_gradient
 from . import power_of_2, precision, rows, why_not_heads
 
-# The greatest bytes of a head, and for these: queries of a tile along an axis, keys at a time.
-TILES = ((256, 8, 32), (512, 4, 16))
+# Queries of a tile along an axis, keys at a time, and warps, by the greatest width of a head and the bytes of a number.
+BLOCKS = {
+    (64, 2): (8, 32, 4),
+    (128, 2): (8, 32, 8),
+    (32, 4): (8, 32, 4),
+    (64, 4): (4, 32, 4),
+    (128, 4): (4, 16, 8),
+}
 AT_ONCE = 32 << 20  # gradients of logits that are converted to float32 at a time
 LOG2_E = math.log2(math.e)
+
+
+def blocks_of(q: Tensor) -> tuple[int, int, int]:
+    """The queries of a tile along an axis, the keys at a time, and the warps."""
+    return next(blocks for (width, size), blocks in BLOCKS.items() if q.shape[-1] <= width and q.itemsize == size)
 
 
 class Call:
@@ -27,7 +38,7 @@ class Call:
         self.B, self.M, self.H, self.W, D = q.shape
         self.q, self.k, self.v = rows(q), rows(k), rows(v)
         self.table = q.new_empty(0, dtype=torch.float32) if table is None else (table.float() * LOG2_E).contiguous()
-        tile, keys = next(layout for most, *layout in TILES if D * q.itemsize <= most)
+        tile, keys, warps = blocks_of(q)
         self.programs = self.B * self.M * -(-self.H // tile) * -(-self.W // tile)
         columns = power_of_2(tile + kernel_size - 1)
         self.sizes = self.M, self.H, self.W, scale * LOG2_E
@@ -40,7 +51,7 @@ class Call:
             KERNEL=kernel_size,
             TABLE=table is not None,
             PRECISION=precision(),
-            num_warps=4 if D <= 64 else 8,
+            num_warps=warps,
             num_stages=1,
         )
 
