@@ -20,7 +20,7 @@ ARCHS = {
         dict(dim=32, heads=1, kinds='D'),
     ],
     'datpp': [
-        dict(dim=16, heads=1, kinds='N'),
+        dict(dim=16, heads=2, kinds='N'),
         dict(dim=16, heads=1, kinds='D', key_stride=4, offset_kernel=5),
         dict(dim=32, heads=2, kinds='D', groups=2),
         dict(dim=32, heads=1, kinds='N'),
