@@ -98,13 +98,16 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
 
     side = torch.arange(1 - kernel_size, kernel_size, device=q.device)
     one_hot_y, one_hot_x = (
-        (t.unsqueeze(-1) == side).to(dtype).flatten(0, 2).unsqueeze(0) for t in (down, across)
-    )  # (1, tiles queries keys, side), without a one where the key is not seen; OpenVINO wants factors of equal ranks
-    seen = one_hot_y.sum(2, keepdim=True) @ one_hot_x.sum(2, keepdim=True).transpose(1, 2)
-    bias = (1 - seen) * UNSEEN
+        (t.unsqueeze(-1) == side).to(dtype).flatten(0, 2) for t in (down, across)
+    )  # (tiles queries keys, side), without a one where the key is not seen
+    seen = one_hot_y.sum(1, keepdim=True) @ one_hot_x.sum(1).unsqueeze(0)
+    bias = ((1 - seen) * UNSEEN).unsqueeze(0)
     if table is not None:
         with grid.full_precision(q):
-            bias = one_hot_y @ table.to(dtype) @ one_hot_x.transpose(1, 2) + bias
+            # heads as columns: OpenVINO refuses a constant of three axes beside a factor of two
+            along_y = one_hot_y @ table.to(dtype).transpose(0, 1).flatten(1)
+            from_table = along_y.unflatten(1, table.shape[:2]) @ one_hot_x.transpose(0, 1)
+            bias = from_table.transpose(0, 1) + bias
     bias = bias.unflatten(2, across.shape).unflatten(1, down.shape).permute(0, 1, 4, 2, 5, 3, 6)
     bias = bias.flatten(5, 6).flatten(3, 4)  # (M, tiles, tiles, queries, keys)
 
