@@ -37,6 +37,14 @@ def pytest_runtest_logreport(report):
         print(f'\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)', flush=True)
 
 
+LONGEST = ('test_slurm.py', 'test_files.py', 'test_reproduce.py', 'test_end_to_end.py')
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the files that take longest, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 class Golden:
     """One golden case, with its arrays, the official keys with their shapes, and weights for them."""
 
