@@ -291,6 +291,7 @@ def test_wrong_inputs_are_named(shape):
         DAT('dat-nano')(torch.zeros(shape))
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize('arch', NANO)
 def test_compiles_in_one_graph(arch):
     model = DAT(arch, out_indices=ALL).eval()
@@ -303,6 +304,7 @@ def test_compiles_in_one_graph(arch):
     assert all(p.grad.isfinite().all() for name, p in model.named_parameters() if name.startswith('stem'))
 
 
+@pytest.mark.one_stack
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', NANO)
 def test_exports_with_dynamic_sizes(arch):
