@@ -284,8 +284,7 @@ def ending(summary, work_dir, data_root, root) -> str:
   from scratch         {summary['scratch_box_AP50']:8.3f}   {summary['scratch_mask_AP50']:9.3f}
   {summary['seconds'] / 60:.1f} minutes on {summary['device']}. In {work_dir}:
     predictions.png  held-out scenes: the truth, and what the two models found
-    attention.html   what the detector looks at: open it in a browser and click
-    report.html      both runs side by side: curves, results, predictions, attention
+    attention.html, report.html   what the detector looks at, to click on; both runs side by side, with curves
     losses.png, summary.json; pretrained/ and scratch/ with checkpoints, logs, configs; remove all to start over
   Predictions for pictures of your choice, and a page that makes them in a browser, from a camera too:
     S={work_dir}/pretrained; C=$S/{DETECTOR}.py
