@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # Lowest first: a part imports from those below it, and from those beside it.
 LAYERS = [
     ['version'],
-    ['arch', 'errors', 'tool'],
+    ['arch', 'cache', 'errors', 'tool'],
     ['registry', 'ops', 'untrusted'],
     ['convert'],
     ['weights'],
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 TOOLBOXES = {'mmdet', 'mmseg', 'mmpretrain', 'mmcv'}
-TORCH_ONLY = {'ops', 'untrusted', 'arch', 'version', 'errors', 'tool', 'convert', 'weights'}
+TORCH_ONLY = {'ops', 'untrusted', 'arch', 'cache', 'version', 'errors', 'tool', 'convert', 'weights'}
 
 
 def part_of(path):

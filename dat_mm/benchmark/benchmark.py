@@ -7,7 +7,6 @@ import platform
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,6 @@ from pathlib import Path
 
 from ..errors import UserError
 from .cases import DEVICES, DTYPES, MODES, TASKS, Case, check_one_of, make_groups, read_size
-from .exported import FOLDER
 from .run import run_group
 from .suites import SUITES, Group
 from .tables import as_dict, case_table, draw, judge, op_rates, quartiles, target_table
@@ -161,8 +159,6 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
     command = shlex.join(['tools/benchmark.py', *arguments])
     name = suite or 'benchmark'
     machine, start, results, targets = describe_machine(device, threads), time.time(), [], ''
-    exports = tempfile.TemporaryDirectory()
-    os.environ[FOLDER] = exports.name
     for group in chosen:
         print(f'{time.time() - start:5.0f} s  {group.name}: {len(group.cases)} cases', flush=True)
         rounds = 0 if quick else repeats or group.rounds
@@ -177,7 +173,6 @@ def benchmark(*, suite, groups, out, repeats, quick, threads, device, **options)
                 print(f'{low:.4g} to {high:.4g} s, {result.memory / 2**20:.0f} MB', flush=True)
         done, minutes = chosen[: len(results)], (time.time() - start) / 60  # written now, for the next may not end
         targets = write(Path(out), name, machine, command, done, results, minutes)
-    exports.cleanup()
     print(targets)
     print(f'{name}.json and {name}.md in {out}')
     return all(result.seconds and not result.error for of_group in results for result in of_group)

@@ -4,7 +4,6 @@
 import multiprocessing
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,8 +15,7 @@ from ..deploy.pixels import Preprocessing
 from ..deploy.runtimes import OnnxFile, OpenVinoFile, write_openvino
 from ..errors import UserError
 from .cases import Case
-
-FOLDER = 'DAT_MM_BENCHMARK_FILES'  # the variable that names the folder of the files of one call
+from .run import FOLDER
 
 
 class Outputs(Network):
@@ -54,7 +52,7 @@ def export(case: Case, path: Path) -> None:
 
 def open_case(case: Case, threads: int | None):
     """Opens the file of a case, which is written where there is none, and returns what runs it."""
-    folder = Path(os.environ.get(FOLDER) or tempfile.mkdtemp())
+    folder = Path(os.environ[FOLDER])
     suffix = '.onnx' if case.runtime == 'onnxruntime' else '.xml'
     name = re.sub(r'\W+', '-', f'{case.model} {case.backend} {case.size} {case.task}')
     path = folder / f'{name}{suffix}'

@@ -2,10 +2,13 @@
 """Runs the cases of a group in turn, one round after the other, each case in a process of its own."""
 
 import multiprocessing
+import os
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 from .cases import Case
 
+FOLDER = 'DAT_MM_BENCHMARK_FILES'  # the variable that names the folder of the files that other runtimes run
 LONGEST = 50  # steps in one measurement, at most
 
 
@@ -87,11 +90,13 @@ def run_group(cases, *, rounds: int, launches: int = 1, threads: int | None = No
     Where its memory happens to lie makes a process faster or slower for as long as it lives: launches even that out.
     """
     results = [Result(case) for case in cases]
-    for _ in range(launches):
-        for result, more in zip(results, launch(cases, rounds, threads), strict=True):
-            result.seconds += more.seconds
-            result.peak, result.memory = max(result.peak, more.peak), max(result.memory, more.memory)
-            result.logits, result.error = more.logits, result.error or more.error
+    with TemporaryDirectory() as files:
+        os.environ[FOLDER] = files  # of what other runtimes run: exported in the first launch
+        for _ in range(launches):
+            for result, more in zip(results, launch(cases, rounds, threads), strict=True):
+                result.seconds += more.seconds
+                result.peak, result.memory = max(result.peak, more.peak), max(result.memory, more.memory)
+                result.logits, result.error = more.logits, result.error or more.error
     return results
 
 

@@ -29,13 +29,13 @@ from ..models import DAT
 from ..models.pretrained import load_pretrained
 from ..version import __version__
 from ..weights import read_state_dict
-from .infer import dataset_meta, find_images, load_nothing_else, open_loadable
+from .infer import find_images, load_nothing_else, open_loadable, trained_meta
 from .live import check_page, write_live
 from .prepare import prepare
 
 TOLERANCE = 1e-4  # of the largest value, in float32
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-NAMES = {'boxes': 'boxes', 'labels': 'labels that differ', 'masks': 'mask pixels that differ'}
+NAMES = {'labels': 'labels that differ', 'masks': 'mask pixels that differ'}
 
 
 def preprocessing_of(model) -> Preprocessing:
@@ -55,7 +55,7 @@ class Source:
 
     def __init__(self, config, checkpoint, cfg_options=(), backbone=False):
         if config in ARCHS:
-            self.cfg, self.classes, self.text = None, [], f'arch = {config!r}\n'
+            self.cfg, self.classes, self.palette, self.text = None, [], None, f'arch = {config!r}\n'
             self.preprocessing = IMAGENET
             self.model = load_backbone(DAT(config, out_indices=(0, 1, 2, 3)), checkpoint)
             return
@@ -72,15 +72,13 @@ class Source:
             file, content = open_loadable(checkpoint, folder)
             check_fit(self.model, content, checkpoint)
             self.model.load_state_dict(read_state_dict(file), strict=False)
-        meta = dataset_meta(self.cfg) | {
-            key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()
-        }
-        self.classes = list(meta.get('classes') or [])
+        meta = trained_meta(self.cfg, content)
+        self.classes, self.palette = list(meta.get('classes') or []), meta.get('palette')
         if backbone:
             self.model, self.classes = self.model.backbone, []
 
     def pictures(self, folder=None) -> Iterator[np.ndarray]:
-        """Pictures (1, H, W, 3) in RGB after the config's test pipeline: of a folder, or of the test data, evenly."""
+        """Pictures (1, H, W, 3) in RGB after the config's test pipeline: of a folder, or of the test data by chance."""
         if self.cfg is None:
             raise UserError(f'{self.text.strip()} is no config: there is no pipeline that prepares pictures for it')
         leaf = next(leaf_datasets(self.cfg.test_dataloader.dataset))

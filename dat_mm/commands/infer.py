@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 
 from ..convert import convert, is_official
 from ..deploy.runtimes import is_exported, open_exported
-from ..deploy.stand_in import check_task, leave_pixels, stand_in
+from ..deploy.stand_in import prepare_config, stand_in
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
 from ..weights import read_state_dict, write_state_dict
@@ -47,6 +47,12 @@ def dataset_meta(cfg) -> dict:
     """Returns the classes and colours of the test data, without reading the data."""
     dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
     return {key.lower(): value for key, value in DATASETS.build(dataset).metainfo.items()}
+
+
+def trained_meta(cfg, content: dict) -> dict:
+    """Returns the classes and colours of the test data, or what a checkpoint says that it was trained on."""
+    told = content.get('meta', {}).get('dataset_meta', {})
+    return dataset_meta(cfg) | {key.lower(): value for key, value in told.items()}
 
 
 def _plain(value):
@@ -183,8 +189,7 @@ def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_option
     def edit_all(cfg):
         load_nothing_else(cfg)
         if exported:
-            check_task(exported, cfg.default_scope)
-            leave_pixels(cfg)
+            prepare_config(cfg, exported)
         if edit is not None:
             edit(cfg)
 
@@ -192,9 +197,7 @@ def load_predictor(config, checkpoint, *, device=None, score_thr=0.3, cfg_option
     with tempfile.TemporaryDirectory() as folder:
         file, content = (None, {}) if exported else open_loadable(checkpoint, folder)
         cfg = prepare(config, cfg_options, edit=edit_all)
-        meta = dataset_meta(cfg)
-        # a checkpoint may tell the names of the classes that it was trained on
-        meta.update({key.lower(): value for key, value in content.get('meta', {}).get('dataset_meta', {}).items()})
+        meta = trained_meta(cfg, content)
         meta['palette'] = as_palette(meta.get('palette'))
         if exported:
             meta['classes'] = tuple(exported.metadata['classes'])

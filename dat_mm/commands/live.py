@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..version import __version__
 from ..visualize.layer import Layer
 from ..visualize.view import read_picture
-from .infer import dataset_meta, find_images
+from .infer import find_images
 
 EXAMPLES = 4  # pictures on the page
 LONGEST = 1024  # pixels along a side of an example
@@ -73,7 +73,6 @@ def write_live(
     resizing, unknown = resizing_of(pipeline, shape)
     for name in unknown:
         print(f'the page leaves out {name} of the test pipeline')
-    palette = None if source.cfg is None or not source.classes else dataset_meta(source.cfg).get('palette')
     pictures, prepared = find_examples(source, examples)
     if shape is not None and prepared and any(image.shape[:2] != tuple(shape) for image in pictures):
         prepared = False
@@ -89,7 +88,7 @@ def write_live(
         resizing=resizing,
         resizes=shape is None and network.task in ('detection', 'segmentation'),
         classes=source.classes,
-        palette=palette_of(len(source.classes), palette),
+        palette=palette_of(len(source.classes), source.palette),
         examples=pictures,
         prepared=prepared,
         mask_threshold=_mask_threshold(network.model),

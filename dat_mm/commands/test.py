@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 
 from ..datasets.survey import leaf_datasets
 from ..deploy.runtimes import is_exported, open_exported
-from ..deploy.stand_in import check_task, leave_pixels, stand_in
+from ..deploy.stand_in import prepare_config, stand_in
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..engine.processes import leave_group
 from ..errors import UserError
@@ -94,18 +94,14 @@ def test(
     """Returns the metrics of a checkpoint, or of an exported file; the options are those of tools/test.py."""
     exported = open_exported(checkpoint) if is_exported(checkpoint) else None
     content = None if exported else open_checkpoint(checkpoint)
-    # mmdet pads the images of a batch to the largest of them, and a file takes each as it is
-    single = {'test_dataloader.batch_size': 1} if exported and exported.task == 'detection' else {}
     if out is not None and not str(out).endswith(('.json', '.pkl', '.pickle')):
         raise UserError(f'--out {out}: .json for the metrics, .pkl for the predictions')
 
     def edit(cfg):
         cfg.load_from, cfg.resume = None if exported else str(checkpoint), False
         if exported:
-            check_task(exported, cfg.default_scope)
             load_nothing_else(cfg)
-            leave_pixels(cfg)
-            cfg.merge_from_dict(single)
+            prepare_config(cfg, exported)
         if tta:
             set_test_time_augmentation(cfg)
         if show or show_dir is not None:
@@ -125,7 +121,7 @@ def test(
     if beside is not None:
         if launcher != 'none':
             raise UserError(f'--beside with --launcher {launcher}: two tests beside each other run in one process')
-        options = [*cfg_options, *(f'{key}={value}' for key, value in single.items())]
+        options = [*cfg_options, f'test_dataloader.batch_size={cfg.test_dataloader.batch_size}']
         others = test(config, beside, work_dir=work_dir, tta=tta, cfg_options=options)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -84,23 +84,20 @@ def fill_in(model, blocks: dict[str, Block], write) -> None:
     """
     import onnx
 
-    kinds, names = {}, list(blocks)
-    nodes = []
+    kinds, nodes, numbered = {}, [], list(blocks.items())
     for node in model.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
         number = node.attribute[0].i
-        name = names[number]
-        block = blocks[name]
+        name, block = numbered[number]
+        tensors = {f'{name}.{key}': x.detach() for key, x in _tensors(block).items()}
         kind = _kind(name, block)
         if kind not in kinds:
-            kinds[kind] = write(Weightless(block), number, list(_tensors(block).values()))
+            kinds[kind] = write(Weightless(block), number, list(tensors.values()))
         part = onnx.compose.add_prefix(kinds[kind], f'{name}/', rename_nodes=False).graph
         module = short(name)
-        given = [value.name for value in part.input]
-        weights = [f'{name}.{key}' for key in _tensors(block)]
-        places = dict(zip(given, [node.input[0], *weights], strict=True))
+        places = dict(zip((value.name for value in part.input), (node.input[0], *tensors), strict=True))
         places[part.output[0].name] = node.output[0]
         for inner in part.node:
             inner.input[:] = [places.get(value, value) for value in inner.input]
@@ -108,8 +105,7 @@ def fill_in(model, blocks: dict[str, Block], write) -> None:
             inner.name = f'{module}{"." if "/" in inner.name else "/"}{inner.name}'
             nodes.append(inner)
         model.graph.initializer.extend(part.initializer)
-        for weight, tensor in zip(weights, _tensors(block).values(), strict=True):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(tensor.detach().numpy(), weight))
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(x.numpy(), key) for key, x in tensors.items())
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]

@@ -20,8 +20,10 @@ from .networks import Network
 OPSET = 18  # the oldest that has all operators in the form that PyTorch writes
 SCOPES = 'pkg.torch.onnx.name_scopes'
 PREFIX = 'dat_mm.'  # of the names of metadata
+TEXTS = ('config', 'precision', 'task', 'version')  # metadata that is text; the rest is JSON
 EXAMPLE = (256, 320)  # the height and width that a graph of any size is traced at
 BLOCK_EXAMPLE = (20, 24)  # that of a block
+FREE = torch.export.Dim.AUTO  # an axis that may have any size
 
 
 class _Outputs(nn.Module):
@@ -69,16 +71,16 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict, opened: Co
     sizes = {0: 'batch'} | ({} if shape else {height: 'height', width: 'width'})
     found = find_blocks(network, opened)
     with as_nodes(found) as maps:
-        model = _translate(_Outputs(network), (image,), (list(sizes),), ['image'], network.outputs)
+        model = _translate(_Outputs(network), (image,), (dict.fromkeys(sizes, FREE),), ['image'], network.outputs)
     model.graph.name = network.task
     _name_sizes(model.graph, sizes)
 
     def write_block(module, number, weights):
         *size, channels = maps[number]
         x = torch.zeros(2, *(size if shape else BLOCK_EXAMPLE), channels)
-        free = ([0] if shape else [0, 1, 2], [[] for _ in weights])
+        free = dict.fromkeys([0] if shape else [0, 1, 2], FREE)
         names = ['x', *(f'weight{n}' for n in range(len(weights)))]
-        return _translate(module, (x, weights), free, names, ['y'])
+        return _translate(module, (x, weights), (free, [{} for _ in weights]), names, ['y'])
 
     fill_in(model, found, write_block)
     for key, value in metadata.items():
@@ -88,11 +90,10 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict, opened: Co
         onnx.save(model, str(partial))
 
 
-def _translate(module: nn.Module, inputs: tuple, free: tuple, names: list[str], outputs: Sequence[str]):
-    """Writes a module as an ONNX model. `free` has the axes of each input that may have any size."""
+def _translate(module: nn.Module, inputs: tuple, sizes: tuple, names: list[str], outputs: Sequence[str]):
+    """Writes a module as an ONNX model. `sizes` says of each input which axes are FREE."""
     import onnx_ir
 
-    sizes = tuple(_axes(x) for x in free)
     with _quiet(), torch.no_grad():
         # in two steps: inside of torch.onnx.export, mmdet takes paths that it has no more files for
         program = torch.export.export(module, inputs, dynamic_shapes=sizes)
@@ -107,13 +108,6 @@ def _translate(module: nn.Module, inputs: tuple, free: tuple, names: list[str], 
         )
     _name_nodes(program.model.graph)
     return onnx_ir.to_proto(program.model)
-
-
-def _axes(free):
-    """What torch.export wants to hear of axes that may have any size, for one input or for a list of them."""
-    if free and isinstance(free[0], list):
-        return [_axes(x) for x in free]
-    return dict.fromkeys(free, torch.export.Dim.AUTO)
 
 
 def _name_sizes(graph, names: dict[int, str]) -> None:
@@ -155,6 +149,3 @@ def read_metadata(properties: dict[str, str], path) -> dict:
         if key not in TEXTS:
             found[key] = json.loads(value)
     return found
-
-
-TEXTS = ('config', 'precision', 'task', 'version')

@@ -17,8 +17,17 @@ from .runtimes import Exported
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation', 'mmdet': 'detection'}
 
 
-def leave_pixels(cfg) -> None:
-    """Changes a config so that its data preprocessor hands on RGB pixels from 0 to 255, without padding."""
+def prepare_config(cfg, exported: Exported) -> None:
+    """Changes a config so that its data preprocessor hands on RGB pixels from 0 to 255, without padding.
+
+    Detectors get one image at a time: mmdet pads those of a batch to the largest, and a file takes each as it is.
+    A file that is not for what the config's toolbox does is an error.
+    """
+    task = TASKS[cfg.default_scope]
+    if exported.task != task:
+        raise UserError(f'{exported.path} is for {exported.task}, and the config for {task}')
+    if task == 'detection':
+        cfg.test_dataloader.batch_size = 1
     for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
         if node:
             node['mean'] = node['std'] = None
@@ -27,12 +36,6 @@ def leave_pixels(cfg) -> None:
                     node[key] = True
             for key in ('pad_size_divisor', 'size', 'size_divisor', 'test_cfg'):
                 node.pop(key, None)
-
-
-def check_task(exported: Exported, scope: str) -> None:
-    """Raises unless the file is for what a config's toolbox does."""
-    if exported.task != TASKS[scope]:
-        raise UserError(f'{exported.path} is for {exported.task}, and the config for {TASKS[scope]}')
 
 
 def stand_in(model, exported: Exported) -> None:

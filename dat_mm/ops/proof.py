@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..cache import cache_folder
 from ..version import __version__
 from .tracing import compiling
 
@@ -60,8 +61,7 @@ def question(op: str, backend: str, tensor: Tensor, width: int, how: tuple) -> Q
 
 def folder() -> Path:
     """Where the verdicts are kept, beside the wheels of mmcv that `make setup` compiled."""
-    cache_dir = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(os.environ.get('DAT_MM_CACHE') or Path(cache_dir, 'dat_mm'), 'kernels')
+    return cache_folder() / 'kernels'
 
 
 def holds(question: Question, size: tuple, training: bool) -> bool:

@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from ...cache import cache_folder
 from ...errors import UserError
 from ...weights import written_whole
 from ..runtimes import package
@@ -71,8 +72,7 @@ def _unpack(archive: bytes) -> tuple[bytes, bytes]:
 
 
 def _cached() -> tuple[bytes, bytes]:
-    cache = os.environ.get('DAT_MM_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'dat_mm')
-    folder = Path(cache).expanduser() / f'{NAME}-{VERSION}'
+    folder = cache_folder() / f'{NAME}-{VERSION}'
     if not all((folder / name).is_file() for name in (SCRIPT, WASM)):
         parts = _unpack(_download())
         try:
