@@ -5,14 +5,19 @@ Along an axis, the queries stand in the table of a key at even steps, t(i) = t(0
 with hat(u) = max(0, 1 - |u|): the bias of a key over the map is A_y Table A_x, where A_y[i, y] = hat(t(i) - y) and A_x
 likewise. Outside the table it is zero by itself. A key and a tile of queries need only a window of the table.
 
-Logits, weights and their gradients exist for one chunk at a time, which fits in the cache: some keys, the heads of a
-group, and one tile of queries. The backward makes them again from the log of each query's sum. Powers are of 2, because
-PyTorch computes these faster than powers of e.
+Logits, weights and their gradients exist for one chunk at a time: one head, some keys, and some jobs. A job is a pair
+of image and group with one tile of queries. Jobs are the first axis of every product of a chunk, so that each thread of
+a CPU has jobs of its own. It reads what it wrote itself, which matters where threads do not share a cache.
 
-n pairs of image and group, m heads of a group, D head width, h x w a tile of queries, K keys, c of them in a chunk.
+The backward makes the logits again from the log of each query's sum. Powers are of 2, because PyTorch computes these
+faster than powers of e.
+
+n pairs, P of them and T tiles in a chunk, J = P T jobs, m heads of a group, D head width, h x w a tile of queries,
+K keys, c of them in a chunk.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,8 +27,8 @@ from torch import Tensor
 from . import grid, library
 from .tracing import exporting, needs_gradient
 
-BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk
-BUDGET_ELSEWHERE = 256 << 20
+BUDGET = {'cpu': 2 << 20}  # bytes of the logits of a chunk and of their gradients, for each thread
+BUDGET_ELSEWHERE = 64 << 20
 TILE_WIDTH = 40  # queries of a tile, at most
 TILE_AREA = 1024
 LARGEST_SUM = 2.0**60
@@ -96,47 +101,31 @@ class TableProducts:
         padded = F.pad(table * LOG2_E, (wx, wx, 1, 1)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
         self.rows = padded.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
 
-    def place(self, pairs: slice, tile, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
-        """The first cell of each key's window (n, c), and how far queries are from cells (n c, cells, queries)."""
+    def place(self, pairs: slice, tiles: list, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
+        """The first cell of each key's window (P, T, c), and how far queries are from cells (J c, cells, queries)."""
         step, length = self.steps[axis], self.tile[axis]
-        first = self.first[pairs, keys, axis] + tile[axis] * length * step
+        first = self.first[pairs, None, keys, axis]
+        first = torch.cat([first + tile[axis] * length * step for tile in tiles], 1)
         floor = first.floor()
         queries = torch.arange(length, dtype=first.dtype, device=first.device) * step
         cells = torch.arange(self.window[axis], dtype=first.dtype, device=first.device).unsqueeze(-1)
         return floor.long(), (first - floor).view(-1, 1, 1) + (queries - cells)
 
     def rows_of(self, pairs: slice, y: Tensor, x: Tensor) -> Tensor:
-        """The numbers (n c wy,) of the rows that make the windows which begin at cells y and x (n, c)."""
-        group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1) % self.G
+        """The numbers (J c wy,) of the rows that make the windows which begin at cells y and x (P, T, c)."""
+        group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1, 1) % self.G
         y = (y.unsqueeze(-1) + torch.arange(1, self.window[0] + 1, device=y.device)).clamp_(0, self.ring[0] - 1)
         x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
         return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
 
-    def write(self, logits: Tensor, pairs: slice, tile, keys: slice) -> 'Products':
-        """Writes the bias of a chunk into its logits (m, n c, h, w), and returns what the bias was made of."""
-        y, from_y = self.place(pairs, tile, keys, 0)
-        x, from_x = self.place(pairs, tile, keys, 1)
+    def factors(self, pairs: slice, tiles: list, keys: slice) -> 'Factors':
+        y, from_y = self.place(pairs, tiles, keys, 0)
+        x, from_x = self.place(pairs, tiles, keys, 1)
         at = self.rows_of(pairs, y, x)
         windows = self.rows.index_select(0, at).unflatten(0, (-1, self.window[0]))
         hat_y, hat_x = hat(from_y), hat(from_x)
         rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
-        for j, head in enumerate(logits):
-            torch.bmm(rows[:, :, j], hat_x, out=head)
-        return Products(at, from_y, from_x, hat_y, hat_x, windows, rows)
-
-    def backward(self, made: 'Products', grad: Tensor, grad_rows: Tensor, grad_first: Tensor):
-        """Adds what the gradient of the logits (m, n c, h, w) gives to those of `rows` and of `first` (n, c, 2)."""
-        along = made.hat_x.new_empty(self.m, len(made.hat_x), self.window[1], self.tile[0])
-        grad_x = torch.zeros_like(made.hat_x)
-        for j, head in enumerate(grad):
-            torch.bmm(made.hat_x, head.transpose(1, 2), out=along[j])
-            grad_x.baddbmm_(made.rows[:, :, j].transpose(1, 2), head)
-        along = along.transpose(0, 1).flatten(1, 2)  # (n c, m wx, h)
-        grad_y = torch.bmm(made.windows, along)
-        at = [(g * slope(u)).sum((1, 2)) for g, u in ((grad_y, made.from_y), (grad_x, made.from_x))]
-        grad_first += torch.stack(at, -1).view(grad_first.shape) / LOG2_E
-        grad_windows = torch.bmm(made.hat_y, along.transpose(1, 2))  # (n c, wy, m wx)
-        grad_rows.index_add_(0, made.at, grad_windows.flatten(0, 1))
+        return Factors(at, from_y, from_x, hat_y, hat_x, windows, rows)
 
     def to_table(self, grad: Tensor) -> Tensor:
         """The gradient of the table (M, 2T_h-1, 2T_w-1), from that of `rows`."""
@@ -152,22 +141,57 @@ class TableProducts:
         return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
 
 
-class Products(NamedTuple):
-    """The parts that the bias of a chunk was made of, for its backward."""
+class Factors(NamedTuple):
+    """What the bias of a chunk is a product of, for all heads of a group."""
 
-    at: Tensor  # rows (n c wy,)
-    from_y: Tensor  # (n c, wy, h)
-    from_x: Tensor  # (n c, wx, w)
+    at: Tensor  # rows (J c wy,)
+    from_y: Tensor  # (J c, wy, h)
+    from_x: Tensor  # (J c, wx, w)
     hat_y: Tensor
     hat_x: Tensor
-    windows: Tensor  # (n c, wy, m wx)
-    rows: Tensor  # (n c, h, m, wx)
+    windows: Tensor  # (J c, wy, m wx)
+    rows: Tensor  # (J c, h, m, wx)
+
+    def write(self, head: int, logits: Tensor) -> None:
+        """Writes the bias of a head into its logits (J, c, h w)."""
+        torch.bmm(self.rows[:, :, head], self.hat_x, out=self._maps(logits))
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """The logits of a head, or what is like them, as (J c, h, w)."""
+        return x.view(len(self.hat_x), self.rows.shape[1], -1)
+
+
+class FactorGradients:
+    """The gradients of the bias of a chunk, gathered from one head after the other."""
+
+    def __init__(self, factors: Factors):
+        self.factors = factors
+        n, h, m, wx = factors.rows.shape
+        self.along = factors.hat_x.new_empty(m, n, wx, h)
+        self.grad_x = torch.zeros_like(factors.hat_x)
+
+    def add(self, head: int, grad: Tensor) -> None:
+        """Takes the gradient of a head's logits (J, c, h w)."""
+        made, grad = self.factors, self.factors._maps(grad)
+        torch.bmm(made.hat_x, grad.transpose(1, 2), out=self.along[head])
+        self.grad_x.baddbmm_(made.rows[:, :, head].transpose(1, 2), grad)
+
+    def finish(self, grad_rows: Tensor, grad_first: Tensor) -> None:
+        """Adds the sums to the gradients of `rows` and of `first` (P, c, 2)."""
+        made = self.factors
+        along = self.along.transpose(0, 1).flatten(1, 2)  # (J c, m wx, h)
+        grad_y = torch.bmm(made.windows, along)
+        at = [(g * slope(u)).sum((1, 2)) for g, u in ((grad_y, made.from_y), (self.grad_x, made.from_x))]
+        P, c, _ = grad_first.shape
+        grad_first += torch.stack(at, -1).view(P, -1, c, 2).sum(1) / LOG2_E
+        grad_windows = torch.bmm(made.hat_y, along.transpose(1, 2))  # (J c, wy, m wx)
+        grad_rows.index_add_(0, made.at, grad_windows.flatten(0, 1))
 
 
 class Chunks:
     """The inputs in chunks. Forward and backward go through them in the same order: pairs, tiles of queries, keys."""
 
-    def __init__(self, q, k, v, points, table, convention, scale):
+    def __init__(self, q, k, v, points, table, convention, scale, gradients: bool):
         B, M, H, W, D = q.shape
         self.B, self.G, self.K, self.D = B, points.shape[1], k.shape[2], D
         self.m, self.size, self.scale = M // self.G, (H, W), scale
@@ -178,25 +202,28 @@ class Chunks:
             table, points = table.to(self.dtype).unflatten(0, (self.G, -1)), points.to(self.dtype).flatten(0, 1)
             self.bias = TableProducts(table, points, (H, W), self.tiles, convention)
         self.q, self.k, self.v = self.map(q), self.pairs(k), self.pairs(v)
-        budget = BUDGET.get(q.device.type, BUDGET_ELSEWHERE) // (self.m * self.tiles.area * self.dtype.itemsize)
-        n = B * self.G
-        self.at_once = cut(n, max(1, min(n, budget // self.K)))[1], cut(self.K, max(1, min(self.K, budget)))[1]
+        on_cpu = q.device.type == 'cpu'
+        key = self.tiles.area * self.dtype.itemsize * (2 if gradients else 1)  # bytes
+        keys = max(1, BUDGET.get(q.device.type, BUDGET_ELSEWHERE) // key)
+        jobs = (torch.get_num_threads() if on_cpu else 1) * max(1, keys // self.K)
+        self.keys_at_once = cut(self.K, min(self.K, keys))[1]
+        self.tiles_at_once = min(jobs, self.tiles.rows * self.tiles.columns)
+        self.pairs_at_once = min(jobs // self.tiles_at_once, len(self.q))
 
-    def __iter__(self):
-        """The slices of pairs, one after the other."""
-        return (slice(i, min(i + self.at_once[0], len(self.q))) for i in range(0, len(self.q), self.at_once[0]))
+    def pair_slices(self) -> list[slice]:
+        return slices(len(self.q), self.pairs_at_once)
 
     def key_slices(self) -> list[slice]:
-        return [slice(i, min(i + self.at_once[1], self.K)) for i in range(0, self.K, self.at_once[1])]
+        return slices(self.K, self.keys_at_once)
+
+    def tile_lists(self) -> list[list[tuple[int, int]]]:
+        tiles = list(self.tiles.each())
+        return [tiles[part] for part in slices(len(tiles), self.tiles_at_once)]
 
     def scratch(self) -> Tensor:
         """Memory for the logits of a chunk."""
-        return self.q.new_empty(self.at_once[0] * self.at_once[1] * self.m * self.tiles.area, dtype=self.dtype)
-
-    def view(self, scratch: Tensor, pairs: slice, keys: slice) -> Tensor:
-        """Scratch memory as (m, n c, h, w)."""
-        shape = self.m, (pairs.stop - pairs.start) * (keys.stop - keys.start), self.tiles.height, self.tiles.width
-        return scratch[: math.prod(shape)].view(shape)
+        shape = self.pairs_at_once, self.tiles_at_once, self.keys_at_once, self.tiles.area
+        return self.q.new_empty(math.prod(shape), dtype=self.dtype)
 
     def pairs(self, x: Tensor) -> Tensor:
         """A tensor (B, M, ...) as (n, m, ...)."""
@@ -220,75 +247,99 @@ class Chunks:
         return x.permute(0, 3, 4, 1, 2, 5).flatten(3, 4).contiguous().permute(0, 3, 1, 2, 4)
 
     def tile(self, x: Tensor, pairs: slice, tile) -> Tensor:
-        """A view (m, n, D, h, w) of one tile of a map (n, m, H, W, D)."""
+        """A view (m, P, D, h, w) of one tile of a map (n, m, H, W, D)."""
         (i, j), (h, w) = tile, self.tiles[2:]
         return x[pairs, :, i * h : (i + 1) * h, j * w : (j + 1) * w].permute(1, 0, 4, 2, 3)
 
-    def queries(self, x: Tensor, pairs: slice, tile, last: Tensor | float, factor: float = 1.0) -> Tensor:
-        """A tile times a factor, as a matrix (m n, D + 1, h w), with `last` as one more channel."""
-        x = self.tile(x, pairs, tile)
-        out = x.new_empty(*x.shape[:2], x.shape[2] + 1, *x.shape[3:], dtype=self.dtype)
-        out[:, :, :-1] = x
-        out[:, :, :-1] *= factor
-        out[:, :, -1] = last
-        return out.flatten(3).flatten(0, 1)
+    def take(self, x: Tensor, pairs: slice, tiles: list) -> Tensor:
+        """Tiles of a map (n, m, H, W, D) as (m, J, D, h w)."""
+        x = torch.stack([self.tile(x, pairs, tile) for tile in tiles], 2)
+        return x.flatten(4).flatten(1, 2).to(self.dtype)
+
+    def put(self, x: Tensor, pairs: slice, tiles: list, out: Tensor) -> None:
+        """The inverse of `take`: writes (m, J, D, h w) into a map."""
+        x = x.unflatten(3, self.tiles[2:]).unflatten(1, (-1, len(tiles)))
+        for t, tile in enumerate(tiles):
+            self.tile(out, pairs, tile).copy_(x[:, :, t])
 
     def keys(self, x: Tensor, pairs: slice) -> Tensor:
-        """Keys or values (n, m, K, D) as (m n, K, D + 1), with a channel of ones."""
-        x = x[pairs].transpose(0, 1).to(self.dtype)
-        return F.pad(x, (0, 1), value=1.0).flatten(0, 1)
+        """Keys or values (n, m, K, D) as (m, P, K, D + 1), with a channel of ones."""
+        return F.pad(x[pairs].transpose(0, 1).to(self.dtype), (0, 1), value=1.0)
 
-    def logits(self, scratch, q: Tensor, k: Tensor, pairs: slice, tile, keys: slice) -> tuple[Tensor, Products | None]:
-        """The logits (m n, c, h w) of q (m n, D + 1, h w) and k (m n, K, D + 1), made in scratch memory.
+    def factors(self, *chunk) -> Factors | None:
+        return None if self.bias is None else self.bias.factors(*chunk)
 
-        With them comes what their bias was made of, or None.
-        """
-        logits = self.view(scratch, pairs, keys)
-        matrix = logits.view(len(q), -1, self.tiles.area)
-        if self.bias is None:
-            return torch.bmm(k[:, keys], q, out=matrix), None
-        windows = self.bias.write(logits, pairs, tile, keys)
-        return matrix.baddbmm_(k[:, keys], q), windows
+    def logits(self, scratch, q: Tensor, k: Tensor, factors: Factors | None, head: int) -> Tensor:
+        """The logits (J, c, h w) of a head, for q (J, D + 1, h w) and k (J, c, D + 1). They lie in scratch memory."""
+        shape = len(q), k.shape[1], q.shape[2]
+        logits = scratch[: math.prod(shape)].view(shape)
+        if factors is None:
+            return torch.bmm(k, q, out=logits)
+        factors.write(head, logits)
+        return logits.baddbmm_(k, q)
+
+    def each_head(self, scratch, queries, keys, pairs: slice, tiles: list, part: slice):
+        """Each head and its logits, for queries (m, J, ...) and keys (m, P, ...). All lie in the same memory."""
+        factors = self.factors(pairs, tiles, part)
+        for head, key in enumerate(keys[:, :, part]):
+            yield head, self.logits(scratch, queries[head], for_jobs(key, tiles), factors, head)
+
+
+def slices(n: int, length: int) -> list[slice]:
+    """Cuts n into slices of one length. The last may be shorter."""
+    return [slice(i, min(i + length, n)) for i in range(0, n, length)]
+
+
+def for_jobs(x: Tensor, tiles: list) -> Tensor:
+    """What pairs have (P, ...) for each of their jobs (J, ...)."""
+    return x.unsqueeze(1).expand(-1, len(tiles), *x.shape[1:]).flatten(0, 1)
+
+
+def of_pairs(x: Tensor, tiles: list) -> Tensor:
+    """The sum over the jobs (J, ...) of each pair (P, ...)."""
+    return x.unflatten(0, (-1, len(tiles))).sum(1)
 
 
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
     """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
-    chunks = Chunks(q, k, v, points, table, convention, scale)
-    scratch, slices = chunks.scratch(), chunks.key_slices()
+    chunks = Chunks(q, k, v, points, table, convention, scale, gradients=False)
+    scratch, key_slices = chunks.scratch(), chunks.key_slices()
     out, log_sum = chunks.empty_map(v.shape[-1]), chunks.empty_map(1)
-    for pairs in chunks:
-        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(1, 2)
-        for tile in chunks.tiles.each():
-            queries = chunks.queries(chunks.q, pairs, tile, 0.0, scale * LOG2_E)
-            total = queries.new_empty(len(queries), values.shape[1], chunks.tiles.area)
-            # Powers are of the distance to the largest logit of the first keys, which the last channel of the queries
-            # takes off. Where that logit is far below the largest of all, all is done again with the largest of all.
-            largest = None
+    for pairs in chunks.pair_slices():
+        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(2, 3)
+        for tiles in chunks.tile_lists():
+            queries = F.pad(chunks.take(chunks.q, pairs, tiles) * (scale * LOG2_E), (0, 0, 0, 1))
+            shift = queries[:, :, -1]  # the last channel of a query, which meets that of ones
+            total = queries.new_empty(*queries.shape[:2], v.shape[-1] + 1, queries.shape[-1])
+            each = partial(chunks.each_head, scratch, queries, keys, pairs, tiles)
+            # Powers are of the distance to the largest logit of the first keys. Where that one is far below the largest
+            # of all, all is done again with the largest of all.
             for exact in (False, True):
                 if exact:
-                    queries[:, -1] = 0
-                    chunk = [chunks.logits(scratch, queries, keys, pairs, tile, part)[0].amax(1) for part in slices]
-                    largest = torch.stack(chunk).amax(0)
-                    queries[:, -1] = -largest
-                for i, part in enumerate(slices):
-                    logits, _ = chunks.logits(scratch, queries, keys, pairs, tile, part)
-                    if largest is None:
-                        largest = logits.amax(1)
-                        queries[:, -1] = -largest
-                        logits -= largest.unsqueeze(1)
-                    torch.baddbmm(total, values[:, :, part], logits.exp2_(), beta=float(i > 0), out=total)
-                if len(slices) == 1 or bool((total[:, -1] < LARGEST_SUM).all()):
+                    largest = torch.full_like(shift, -math.inf)
+                    shift.zero_()
+                    for part in key_slices:
+                        for head, logits in each(part):
+                            torch.maximum(largest[head], logits.amax(1), out=largest[head])
+                    shift.copy_(-largest)
+                for i, part in enumerate(key_slices):
+                    for head, logits in each(part):
+                        if i == 0 and not exact:
+                            shift[head] = -logits.amax(1)
+                            logits += shift[head].unsqueeze(1)
+                        value = for_jobs(values[head, :, :, part], tiles)
+                        torch.baddbmm(total[head], value, logits.exp2_(), beta=float(i > 0), out=total[head])
+                if len(key_slices) == 1 or bool((total[:, :, -1] < LARGEST_SUM).all()):
                     break
-            shape = *chunks.tile(out, pairs, tile).shape[:2], -1, *chunks.tiles[2:]
-            chunks.tile(out, pairs, tile).copy_((total[:, :-1] / total[:, -1:]).view(shape))
-            chunks.tile(log_sum, pairs, tile).copy_((largest + total[:, -1].log2()).view(shape))
+            chunks.put(total[:, :, :-1] / total[:, :, -1:], pairs, tiles, out)
+            chunks.put((total[:, :, -1].log2() - shift).unsqueeze(2), pairs, tiles, log_sum)
     return chunks.from_map(out).to(v.dtype), chunks.from_map(log_sum).squeeze(-1)
 
 
 def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
     """The gradients of q, k, v, points and table, or of the first three where there is no table."""
-    chunks = Chunks(q, k, v, points, table, convention, scale)
-    bias, slices = chunks.bias, chunks.key_slices()
+    chunks = Chunks(q, k, v, points, table, convention, scale, gradients=True)
+    bias = chunks.bias
     weight_scratch, grad_scratch = chunks.scratch(), chunks.scratch()
     grad, log_sum = grad.to(chunks.dtype), log_sum.to(chunks.dtype)
     shared = chunks.map((grad * out).sum(-1, keepdim=True))  # the softmax takes it off the gradient of each weight
@@ -297,31 +348,35 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     grad_k, grad_v = (x.new_empty(x.shape, dtype=chunks.dtype) for x in (chunks.k, chunks.v))
     if bias is not None:
         grad_rows, grad_first = torch.zeros_like(bias.rows), torch.zeros_like(bias.first)
-    for pairs in chunks:
+    for pairs in chunks.pair_slices():
         keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
         grad_keys, grad_values = (
-            torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (keys, values)
+            torch.zeros_like(x.transpose(2, 3), memory_format=torch.contiguous_format) for x in (keys, values)
         )
-        for tile in chunks.tiles.each():
-            last = -chunks.tile(log_sum, pairs, tile).squeeze(2)
-            queries = chunks.queries(chunks.q, pairs, tile, last, scale * LOG2_E)
-            grads = chunks.queries(grad, pairs, tile, -chunks.tile(shared, pairs, tile).squeeze(2))
+        for tiles in chunks.tile_lists():
+            queries, grads, last, taken = (chunks.take(x, pairs, tiles) for x in (chunks.q, grad, log_sum, shared))
+            queries = torch.cat([queries * (scale * LOG2_E), -last], 2)
+            grads = torch.cat([grads, -taken], 2)
             grad_queries = torch.zeros_like(queries)
-            for part in slices:
-                weights, windows = chunks.logits(weight_scratch, queries, keys, pairs, tile, part)
-                weights.exp2_()  # (m n, c, h w)
-                grad_values[:, :, part] += torch.bmm(grads, weights.transpose(1, 2))
-                grad_logits = chunks.view(grad_scratch, pairs, part)
-                matrix = torch.bmm(values[:, part], grads, out=grad_logits.view_as(weights)).mul_(weights)
-                grad_keys[:, :, part] += torch.bmm(queries, matrix.transpose(1, 2))
-                grad_queries.baddbmm_(keys[:, part].transpose(1, 2), matrix)
-                if windows is not None:
-                    bias.backward(windows, grad_logits, grad_rows, grad_first[pairs, part])
-            target = chunks.tile(grad_q, pairs, tile)
-            torch.mul(grad_queries[:, :-1].view(target.shape), scale, out=target)
+            for part in chunks.key_slices():
+                factors = chunks.factors(pairs, tiles, part)
+                gradients = None if factors is None else FactorGradients(factors)
+                for head in range(chunks.m):
+                    key, value = (for_jobs(x[head, :, part], tiles) for x in (keys, values))
+                    weights = chunks.logits(weight_scratch, queries[head], key, factors, head).exp2_()  # (J, c, h w)
+                    grad_values[head, :, :, part] += of_pairs(torch.bmm(grads[head], weights.transpose(1, 2)), tiles)
+                    grad_logits = chunks.logits(grad_scratch, grads[head], value, None, head).mul_(weights)
+                    grad_keys[head, :, :, part] += of_pairs(
+                        torch.bmm(queries[head], grad_logits.transpose(1, 2)), tiles
+                    )
+                    grad_queries[head].baddbmm_(key.transpose(1, 2), grad_logits)
+                    if gradients is not None:
+                        gradients.add(head, grad_logits)
+                if gradients is not None:
+                    gradients.finish(grad_rows, grad_first[pairs, part])
+            chunks.put(grad_queries[:, :, :-1] * scale, pairs, tiles, grad_q)
         for total, part, factor in ((grad_k, grad_keys, 1 / LOG2_E), (grad_v, grad_values, 1)):
-            part = part[:, :-1].transpose(1, 2).unflatten(0, (chunks.m, -1)).transpose(0, 1)
-            torch.mul(part, factor, out=total[pairs])
+            torch.mul(part[:, :, :-1].permute(1, 0, 3, 2), factor, out=total[pairs])
     grads = [chunks.from_map(grad_q).to(q.dtype)]
     grads += [x.unflatten(0, (chunks.B, chunks.G)).flatten(1, 2).to(q.dtype) for x in (grad_k, grad_v)]
     if bias is None:

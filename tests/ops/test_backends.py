@@ -141,10 +141,15 @@ def test_sampling_backends_agree(backend, dtype, sizes):
 
 
 @pytest.mark.parametrize('budget', [1, 20_000])
+@pytest.mark.parametrize('threads', [1, 3, 8])
 @pytest.mark.parametrize('scale', [0.3, 300.0], ids=['', 'logits of all sizes'])
-def test_chunks_agree(monkeypatch, budget, scale):
-    """Chunks may cut keys, images and groups. Logits of a later chunk may be far larger than those of the first."""
+def test_chunks_agree(monkeypatch, budget, threads, scale):
+    """Chunks may cut keys, tiles, images and groups, and the last of each may be smaller than the others.
+
+    Logits of a later chunk may be far larger than those of the first.
+    """
     monkeypatch.setitem(separable.BUDGET, 'cpu', budget)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     case = deformable_case(torch.float64, B=3, H=6, W=45, T=(6, 10), K=11)
     check_agreement(deformable_attention, case, torch.float64, 'separable', scale=scale)
 
