@@ -77,6 +77,33 @@ def _kind(name: str, block: Block) -> tuple:
     return stage, mixer, tuple((key, tuple(x.shape), x.dtype) for key, x in _tensors(block).items())
 
 
+def _subgraphs(node):
+    return [attribute.g for attribute in node.attribute if attribute.HasField('g')]
+
+
+def every_node(graph):
+    """Yields the nodes of an ONNX graph, and those of the graphs inside them, such as the body of a loop."""
+    for node in graph.node:
+        yield node
+        for inner in _subgraphs(node):
+            yield from every_node(inner)
+
+
+def _rename_values(graph, places: dict[str, str], prefix: str) -> None:
+    """Gives all values of an ONNX graph, and of the graphs inside, their names in `places`, or a prefix."""
+
+    def renamed(name: str) -> str:
+        return places.get(name, f'{prefix}{name}') if name else name  # an input that is left out has no name
+
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = renamed(value.name)
+    for node in graph.node:
+        node.input[:] = map(renamed, node.input)
+        node.output[:] = map(renamed, node.output)
+        for inner in _subgraphs(node):
+            _rename_values(inner, places, prefix)
+
+
 def fill_in(model, blocks: dict[str, Block], write) -> None:
     """Puts the nodes of each block into an ONNX model, in the place of the one that stands for it.
 
@@ -95,15 +122,15 @@ def fill_in(model, blocks: dict[str, Block], write) -> None:
         kind = _kind(name, block)
         if kind not in kinds:
             kinds[kind] = write(Weightless(block), number, list(tensors.values()))
-        part = onnx.compose.add_prefix(kinds[kind], f'{name}/', rename_nodes=False).graph
-        module = short(name)
+        part = onnx.GraphProto()
+        part.CopyFrom(kinds[kind].graph)
         places = dict(zip((value.name for value in part.input), (node.input[0], *tensors), strict=True))
         places[part.output[0].name] = node.output[0]
-        for inner in part.node:
-            inner.input[:] = [places.get(value, value) for value in inner.input]
-            inner.output[:] = [places.get(value, value) for value in inner.output]
+        _rename_values(part, places, f'{name}/')
+        module = short(name)
+        for inner in every_node(part):
             inner.name = f'{module}{"." if "/" in inner.name else "/"}{inner.name}'
-            nodes.append(inner)
+        nodes.extend(part.node)
         model.graph.initializer.extend(part.initializer)
         model.graph.initializer.extend(onnx.numpy_helper.from_array(x.numpy(), key) for key, x in tensors.items())
     del model.graph.node[:]

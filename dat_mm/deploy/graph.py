@@ -125,7 +125,7 @@ def _name_nodes(graph) -> None:
 
     Such names are what tools show that draw a graph, and what one says to them to keep a layer in float32.
     """
-    for number, node in enumerate(graph):
+    for number, node in enumerate(graph.all_nodes()):
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, '[]'))
         module = short(scopes[-2]) if len(scopes) > 1 else ''
         node.name = '/'.join(part for part in (module, f'{node.op_type}_{number}') if part)

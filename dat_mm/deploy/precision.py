@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..weights import written_whole
+from .blocks import every_node
 from .graph import module_of
 from .runtimes import package
 
@@ -24,7 +25,7 @@ def halve(source, target) -> None:
     """Writes an ONNX file with its weights in float16. They are float32 again where they are used."""
     onnx = package('onnx')
     model = onnx.load(str(source))
-    casts, kept = [], {name for node in model.graph.node if _kept(node) for name in node.input}
+    casts, kept = [], {name for node in every_node(model.graph) if _kept(node) for name in node.input}
     for weight in model.graph.initializer:
         if weight.data_type != onnx.TensorProto.FLOAT or weight.name in kept:
             continue

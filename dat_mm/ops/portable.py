@@ -1,60 +1,97 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Attention for exported graphs, which other runtimes run at any map size: products, and no sampling or gathering.
+"""Attention for exported graphs, which other runtimes run at any map size: products, and no sampling of the table.
 
 The position bias of deformable attention is a product of three matrices for each key (separable.py). Exported as the
-reference has it, it samples the table for every pair of a query and a key. Heads go one after the other, and logits are
-(K, H W), so that the largest logit of a query and the sum of its weights are found along the first axis: runtimes are
-fast at that.
+reference has it, it samples the table for every pair of a query and a key.
+
+Keys go in chunks, so that no tensor is as large as all logits. In a graph that is a loop, of as many steps as its map
+needs. Logits are (keys, H W), so that the largest logit of a query and the sum of its weights are found along the first
+axis: runtimes are fast at that.
 
 Neighborhoods are small tiles of queries with a halo of keys around them.
 
-B batch, G groups, M heads, D head width, H x W the map, K keys.
+B batch, G groups, M heads, m of them in a group, D head width, H x W the map, K keys, c of them in a chunk.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid, library, reference
 from .dense import Hat
-from .separable import hat
-from .tracing import exporting, only_exporting
+from .tracing import exporting, only_exporting, while_loop
 
+LOGITS = 8 << 20  # at most so many at once, of all heads and images, unless one key has more
 TILE = 4  # queries of a tile along an axis
 UNSEEN = -1e4  # the logit of a key that a query does not see; float16 has it too
 
 
 def axis_hats(points: Tensor, queries: Tensor, cells: int) -> Tensor:
-    """The weights (..., K, n, cells) of the cells along an axis of a table, for queries (n,) and points (..., K)."""
-    place = ((queries - points.unsqueeze(-1)) / 2 + 1) * ((cells - 1) / 2)
-    distance = place.unsqueeze(-1) - torch.arange(cells, dtype=place.dtype, device=place.device)
-    return hat(distance) if exporting() else Hat.apply(distance)
+    """The weights (..., c, cells, n) of the cells along an axis of a table, for queries (n,) and points (..., c)."""
+    cell = (cells - 1) / 4
+    from_cells = (queries + 2) * cell - torch.arange(cells, dtype=queries.dtype, device=queries.device).unsqueeze(-1)
+    distance = from_cells - (points * cell)[..., None, None]
+    return F.relu(1 - distance.abs()) if exporting() else Hat.apply(distance)
 
 
 def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dropout):
-    B, M, H, W, _ = q.shape
-    G = points.shape[1]
-    hats = None
+    B, M, H, W, D = q.shape
+    G, K = points.shape[1:3]
+    dtype = grid.coordinate_dtype(q, points)
+    queries = (q * scale).flatten(2, 3).transpose(2, 3).contiguous().unflatten(1, (G, -1))  # (B, G, m, D, H W)
+    k, v = k.unflatten(1, (G, -1)), F.pad(v, (0, 1), value=1.0).unflatten(1, (G, -1))
+    points = points.to(dtype)
     if table is not None:
-        dtype = grid.coordinate_dtype(table, points)
-        y, x = (grid.query_positions(n, convention, dtype, points.device) for n in (H, W))
-        points, table = points.to(dtype), table.to(dtype)
-        with grid.full_precision(q):
-            hats = [
-                (axis_hats(points[:, g, :, 0], y, table.shape[1]), axis_hats(points[:, g, :, 1], x, table.shape[2]))
-                for g in range(G)
-            ]
-    out = []
-    for head in range(M):
-        logits = k[:, head] @ (q[:, head] * scale).flatten(1, 2).transpose(1, 2)  # (B, K, H W)
-        if hats is not None:
+        table = table.to(dtype).unflatten(0, (G, -1))
+        y, x = (grid.query_positions(n, convention, dtype, q.device) for n in (H, W))
+
+    def logits_of(k: Tensor, points: Tensor) -> Tensor:
+        logits = (k @ queries).to(dtype)  # (B, G, m, c, H W)
+        if table is not None:
             with grid.full_precision(q):
-                along_y, along_x = hats[head // (M // G)]
-                from_table = (along_y @ table[head]) @ along_x.transpose(-2, -1)  # (B, K, H, W)
-            logits = logits.to(from_table.dtype) + from_table.flatten(2)
-        weights = (logits - logits.amax(1, keepdim=True)).exp()
-        values = v[:, head].transpose(1, 2) @ weights.to(v.dtype)  # (B, D, H W)
-        out.append(values / weights.sum(1, keepdim=True).to(v.dtype))
-    return torch.stack(out, 1).transpose(2, 3).unflatten(2, (H, W))
+                along_y = axis_hats(points[..., 0], y, table.shape[2]).transpose(-2, -1)  # (B, G, c, H, cells)
+                along_x = axis_hats(points[..., 1], x, table.shape[3])
+                rows = along_y.flatten(2, 3).unsqueeze(2) @ table  # (B, G, m, c H, cells)
+                from_table = rows.unflatten(3, (-1, H)) @ along_x.unsqueeze(2)  # (B, G, m, c, H, W)
+            logits = logits + from_table.flatten(4)
+        return logits
+
+    def weigh(logits: Tensor, largest: Tensor, v: Tensor) -> Tensor:
+        weights = (logits - largest).exp()
+        return (v.transpose(-2, -1) @ weights.to(v.dtype)).to(dtype)
+
+    def attend(largest: Tensor, total: Tensor, k: Tensor, v: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the keys of a chunk to the largest logits (B, G, m, 1, H W) and to the sums of values and of weights."""
+        logits = logits_of(k, points)
+        new = torch.maximum(largest, logits.amax(-2, keepdim=True))
+        return new, total * (largest - new).exp() + weigh(logits, new, v)
+
+    largest = queries.new_full((*queries.shape[:3], 1, H * W), -math.inf, dtype=dtype)
+    total = queries.new_zeros((*queries.shape[:3], D + 1, H * W), dtype=dtype)
+    chunks = 1 + B * M * H * W * K // LOGITS
+    length = (K + chunks - 1) // chunks
+    if isinstance(chunks, int) and chunks == 1:
+        logits = logits_of(k, points)
+        total = weigh(logits, logits.amax(-2, keepdim=True), v)
+    elif not exporting():
+        for first in range(0, K, length):
+            part = slice(first, first + length)
+            largest, total = attend(largest, total, k[..., part, :], v[..., part, :], points[..., part, :])
+    else:
+        # The last chunk is filled up with the last key, whose value there is zero.
+        def step(first: Tensor, largest: Tensor, total: Tensor):
+            at = first + torch.arange(length, device=q.device)
+            is_key = (at < K).to(v.dtype).unsqueeze(-1)
+            at = at.clamp(max=K - 1)
+            chunk = k.index_select(3, at), v.index_select(3, at) * is_key, points.index_select(2, at)
+            return first + length, *attend(largest, total, *chunk)
+
+        first = torch.zeros(1, dtype=torch.long, device=q.device)
+        _, _, total = while_loop(lambda first, *_: (first < K).squeeze(0), step, (first, largest, total))
+    out = (total[..., :-1, :] / total[..., -1:, :]).to(v.dtype)
+    return out.flatten(1, 2).transpose(2, 3).unflatten(2, (H, W))
 
 
 def why_not(bias, dropout, **call) -> str | None:

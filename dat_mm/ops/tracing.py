@@ -14,6 +14,11 @@ compiling = getattr(torch.compiler, 'is_compiling', _never)
 exporting = getattr(torch.compiler, 'is_exporting', compiling)
 only_exporting = getattr(torch.compiler, 'is_exporting', _never)  # never in a PyTorch that cannot tell
 
+try:
+    from torch._higher_order_ops.while_loop import while_loop  # a loop that stays one in an exported graph
+except ImportError:  # as above
+    while_loop = None
+
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether what is computed from these tensors is kept for a backward pass."""
