@@ -137,6 +137,17 @@ def test_tool(tmp_path):
     assert (tmp_path / 'benchmark-growth.png').exists()
 
 
+@pytest.mark.slow
+def test_exported_models_are_timed_beside_pytorch(tmp_path):
+    pytest.importorskip('onnxscript')
+    arguments = ['--archs', 'dat-nano', '--sizes', '64', '--runtimes', 'torch', 'onnxruntime', 'openvino']
+    tool.main([*arguments, '--quick', '--threads', '1', '--out', str(tmp_path)])
+    (group,) = json.loads((tmp_path / 'benchmark.json').read_text())['groups']
+    assert [result['case']['runtime'] for result in group['results']] == ['torch', 'onnxruntime', 'openvino']
+    assert all(result['median'] > 0 and not result['error'] for result in group['results'])
+    assert '`dat-nano (openvino)`' in (tmp_path / 'benchmark.md').read_text()
+
+
 def test_what_was_measured_is_kept_when_the_next_group_does_not_end(monkeypatch, tmp_path):
     def measure(cases, **options):
         if cases[0].size == (64, 64):
@@ -186,6 +197,14 @@ def test_the_check_of_a_gpu_is_rehearsed_without_one(tmp_path):
         (['--archs', 'dat-nano', '--backends', 'fast'], "backend 'fast' is not known"),
         (['--peers', 'swin'], "peer 'swin'"),
         (['--suite', 'cpu', '--groups', 'none'], "group 'none' is not known"),
+        (['--archs', 'dat-nano', '--runtimes', 'tensorrt'], "runtime 'tensorrt' is not known"),
+        (
+            ['--archs', 'dat-nano', '--runtimes', 'onnxruntime', '--dtypes', 'bfloat16'],
+            "dtype for onnxruntime 'bfloat16' is not known: there are float32",
+        ),
+        (['--archs', 'dat-nano', '--runtimes', 'openvino', '--modes', 'training'], "mode for openvino 'training'"),
+        (['--archs', 'dat-nano', '--runtimes', 'openvino', '--device', 'cuda'], "device for openvino 'cuda'"),
+        (['--archs', OP, '--runtimes', 'openvino'], f"arch for openvino '{OP}'"),
     ],
 )
 def test_bad_options_are_told_in_one_line(arguments, message):
