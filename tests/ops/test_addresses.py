@@ -48,7 +48,7 @@ def deformable_call(B, M, G, H, W, K, T, convention='dat', gradient=as_it_is):
 def neighborhood_call(B, M, H, W, gradient=as_it_is):
     q, k, v = empty(B, H, W, 3, M, 32).permute(3, 0, 4, 1, 2, 5)
     table = empty(M, 13, 13, dtype=torch.float32)
-    assert neighborhood.why_not(q, k, v, dropout=0.0) == ACCEPTED
+    assert neighborhood.why_not(q, k, v, kernel_size=7, dropout=0.0) == ACCEPTED
 
     def call():
         out, log_sum = neighborhood.forward(q, k, v, table, 7, 0.1)
@@ -192,7 +192,7 @@ def test_gradients_may_have_any_strides(call):
 def test_heads_beyond_32_bits_are_refused(heads, q, k, reason):
     k = k if heads is neighborhood else (k[0], k[1], k[2] * k[3], k[4])
     q, k = empty(*q), empty(*k)
-    assert heads.why_not(q, k, k, table=None, bias=None, dropout=0.0).endswith(reason)
+    assert heads.why_not(q, k, k, table=None, bias=None, kernel_size=7, dropout=0.0).endswith(reason)
 
 
 def test_a_table_beyond_32_bits_is_refused():

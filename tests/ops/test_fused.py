@@ -14,6 +14,7 @@ from interpreter import programs_in_random_order
 from op_cases import DEVICE, KERNELS, at, deformable_case, dtypes_of, neighborhood_case, outputs, sampling_case
 
 from dat_mm.ops import deformable_attention, fused, neighborhood_attention, sample_features
+from dat_mm.ops.fused import neighborhood
 
 pytestmark = pytest.mark.one_stack
 
@@ -334,6 +335,16 @@ def test_maps_beyond_32_bits_are_refused():
     with pytest.raises(RuntimeError, match=r"backend 'triton': x .* is too large: 2\^31 numbers or more an image"):
         sample_features(x, torch.zeros(8, 1, 2, 2, 2), backend='triton')
     assert fused.why_not(x[:, :1700], of=1) == 'its kernels run on a GPU of NVIDIA, not on meta'
+
+
+@pytest.mark.parametrize(('kernel_size', 'width', 'dtype'), [(61, 128, torch.float32), (121, 128, torch.float16)])
+def test_neighborhoods_that_need_too_much_shared_memory_are_refused(kernel_size, width, dtype):
+    """Compiled for capability 9.0 these two took 96 and 112 KiB. Capability 8.9 has 99."""
+    x = torch.zeros(1, 1, kernel_size, kernel_size, width, dtype=dtype, device=DEVICE)
+    message = f'neighborhoods of {kernel_size} are too large for its blocks with heads {width} wide in {dtype}'
+    with pytest.raises(RuntimeError, match=message):
+        neighborhood_attention(x, x, x, None, kernel_size=kernel_size, scale=1.0, backend='triton')
+    assert neighborhood.why_not(x, x, x, kernel_size=29, dropout=0.0) is None
 
 
 # Bytes of shared memory that a block may have, by compute capability.

@@ -22,6 +22,8 @@ BLOCKS = {
     (64, 4): (4, 32, 4),
     (128, 4): (4, 16, 8),
 }
+# Bytes of a row of keys. With twice as many a block can need more memory than the smallest multiprocessor has.
+LARGEST_ROW = 16 << 10
 AT_ONCE = 32 << 20  # gradients of logits that are converted to float32 at a time
 LOG2_E = math.log2(math.e)
 
@@ -29,6 +31,11 @@ LOG2_E = math.log2(math.e)
 def blocks_of(q: Tensor) -> tuple[int, int, int]:
     """The queries of a tile along an axis, the keys at a time, and the warps."""
     return next(blocks for (width, size), blocks in BLOCKS.items() if q.shape[-1] <= width and q.itemsize == size)
+
+
+def columns_of(tile: int, kernel_size: int) -> int:
+    """The keys of a row that the queries of a tile see, or more."""
+    return power_of_2(tile + kernel_size - 1)
 
 
 class Call:
@@ -40,7 +47,7 @@ class Call:
         self.table = q.new_empty(0, dtype=torch.float32) if table is None else (table.float() * LOG2_E).contiguous()
         tile, keys, warps = blocks_of(q)
         self.programs = self.B * self.M * -(-self.H // tile) * -(-self.W // tile)
-        columns = power_of_2(tile + kernel_size - 1)
+        columns = columns_of(tile, kernel_size)
         self.sizes = self.M, self.H, self.W, scale * LOG2_E
         self.options = dict(
             D=D,
@@ -161,10 +168,15 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
     return Attention.apply(q, k, v, table, kernel_size, scale)
 
 
-def why_not(q, k, v, dropout, **call) -> str | None:
+def why_not(q, k, v, kernel_size, dropout, **call) -> str | None:
     if dropout:
         return 'it has no dropout'
-    return why_not_heads(q, k, v)
+    if reason := why_not_heads(q, k, v):
+        return reason
+    columns, width = columns_of(blocks_of(q)[0], kernel_size), power_of_2(q.shape[-1])
+    if columns * width * q.itemsize > LARGEST_ROW:
+        return f'neighborhoods of {kernel_size} are too large for its blocks with heads {q.shape[-1]} wide in {q.dtype}'
+    return None
 
 
 def is_faster(q, **call) -> bool:
