@@ -191,10 +191,10 @@ class FactorGradients:
 class Chunks:
     """The inputs in chunks. Forward and backward go through them in the same order: pairs, tiles of queries, keys."""
 
-    def __init__(self, q, k, v, points, table, convention, scale, gradients: bool):
-        B, M, H, W, D = q.shape
-        self.B, self.G, self.K, self.D = B, points.shape[1], k.shape[2], D
-        self.m, self.size, self.scale = M // self.G, (H, W), scale
+    def __init__(self, q, k, v, points, table, convention, gradients: bool):
+        B, M, H, W, _ = q.shape
+        self.B, self.G, self.K = B, points.shape[1], k.shape[2]
+        self.m, self.size = M // self.G, (H, W)
         self.dtype = grid.coordinate_dtype(*(x for x in (q, k, v, points, table) if x is not None))
         self.tiles = tile_map(H, W)
         self.bias = None
@@ -302,7 +302,7 @@ def of_pairs(x: Tensor, tiles: list) -> Tensor:
 
 def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tensor, Tensor]:
     """The output (B, M, H, W, D), and the log2 of the sum of each query's powers (B, M, H, W)."""
-    chunks = Chunks(q, k, v, points, table, convention, scale, gradients=False)
+    chunks = Chunks(q, k, v, points, table, convention, gradients=False)
     scratch, key_slices = chunks.scratch(), chunks.key_slices()
     out, log_sum = chunks.empty_map(v.shape[-1]), chunks.empty_map(1)
     for pairs in chunks.pair_slices():
@@ -338,7 +338,7 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
 
 def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale: float) -> list[Tensor]:
     """The gradients of q, k, v, points and table, or of the first three where there is no table."""
-    chunks = Chunks(q, k, v, points, table, convention, scale, gradients=True)
+    chunks = Chunks(q, k, v, points, table, convention, gradients=True)
     bias = chunks.bias
     weight_scratch, grad_scratch = chunks.scratch(), chunks.scratch()
     grad, log_sum = grad.to(chunks.dtype), log_sum.to(chunks.dtype)
