@@ -2,6 +2,12 @@
 """Files of all kinds of models, in all runtimes, give PyTorch's numbers, and do in the place of a checkpoint."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -207,6 +213,28 @@ def test_a_file_of_one_size_and_normalised_images(case, tmp_path):
     assert differences(case.expected(images), run(images))['scores'] < 1e-4
     with pytest.raises(UserError, match='takes images of 64x96 pixels, not 96x64; export it without --shape'):
         run(cases.pictures(1, 96, 64))
+
+
+@one_stack
+@pytest.mark.skipif(not which('g++'), reason='there is no g++ to compile the program with')
+def test_the_program_in_the_docs_prints_what_python_finds(case, tmp_path):
+    page = (Path(__file__).parents[2] / 'docs/deploy.md').read_text()
+    (program,) = re.findall(r'```cpp\n(.*?)```', page, re.S)
+    (tmp_path / 'detect.cpp').write_text(program)
+    (command,) = re.findall(r'^OV=.*\ng\+\+.*', page, re.M)
+    environment = os.environ | {'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
+
+    file, (image,) = case('mask-rcnn', 'dat').file(), cases.pictures(1, 75, 61)
+    image.tofile(tmp_path / 'pixels.rgb')
+    arguments = [tmp_path / 'detect', file, tmp_path / 'pixels.rgb', '75', '61']
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    rows = np.array([line.split() for line in printed.splitlines()], dtype=np.float64)
+    found = open_exported(file)(image[None])
+    n = int((found['labels'] >= 0).sum())
+    expected = {name: found[name][:, :n] for name in ('labels', 'scores', 'boxes')}
+    apart = differences(expected, dict(labels=rows[None, :, 0], scores=rows[None, :, 1], boxes=rows[None, :, 2:]))
+    assert n and max(apart.values()) < 1e-4, apart
 
 
 @one_stack
