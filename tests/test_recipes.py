@@ -269,6 +269,7 @@ LEAVES = {
     },
     'ade20k/swin-tiny_upernet_8xb2-160k_ade20k-512x512': ({**UPERNET, **FLOAT32}, 'swin', 0.3, 60),
 }
+ON_SHAPES = [f'shapes/{path.stem}' for path in sorted((CONFIGS / 'shapes').glob('*.py'))]
 OF_IMAGENET = [leaf for leaf in LEAVES if leaf.startswith('imagenet/')]
 OF_COCO = [leaf for leaf in LEAVES if leaf.startswith('coco/')]
 OF_ADE20K = [leaf for leaf in LEAVES if leaf.startswith('ade20k/')]
@@ -437,6 +438,22 @@ def test_decay_of_each_parameter(leaf):
     assert {True, False} <= seen or recipe['decayed'] == 'all'
     if 'datp' in leaf and 'local' not in leaf:
         assert {'neighborhood_bias_table', 'position_bias.table'} <= seen
+
+
+@pytest.mark.parametrize('leaf', ON_SHAPES)
+def test_rate_and_decay_on_shapes(leaf):
+    """All parameters learn at one rate. But in a DETR, norms, biases and position biases have no decay."""
+    cfg, model = load(leaf), build_model(leaf)
+    rule = 'all' if re.search('dino|detr', leaf) else 'imagenet'
+    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    groups = {id(parameter): group for group in wrapper.optimizer.param_groups for parameter in group['params']}
+    decays = set()
+    for name, parameter in model.named_parameters():
+        group, free = groups[id(parameter)], without_decay(rule, model, name, parameter)
+        assert group['weight_decay'] == (0 if free else cfg.optim_wrapper.optimizer.weight_decay), name
+        assert group['lr'] == cfg.optim_wrapper.optimizer.lr, name
+        decays.add(group['weight_decay'])
+    assert len(decays) == (1 if rule == 'all' else 2)
 
 
 @pytest.mark.parametrize('leaf', OF_IMAGENET)
