@@ -5,11 +5,10 @@ import signal
 import threading
 
 import pytest
-import torch
 
 pytest.importorskip('mmengine')
 
-from runs import add_plugin, losses, run
+from runs import add_plugin, assert_same_training, losses, run
 
 from dat_mm.engine import stopping
 from dat_mm.engine.agreement import Agreement
@@ -56,15 +55,6 @@ def write_sender(config, extra='', source=SENDER):
     add_plugin(config, source, f'{ema}{extra}')
 
 
-def same(one, two):
-    """Whether two checkpoints hold the same weights, averages and state of the optimizer."""
-    for part in ('state_dict', 'ema_state_dict'):
-        assert one[part].keys() == two[part].keys()
-        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part]), part
-    for state, other in zip(one['optimizer']['state'].values(), two['optimizer']['state'].values(), strict=True):
-        assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(other[key])) for key in state)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('scope', SCOPES)
 def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
@@ -81,7 +71,6 @@ def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
     options = ('--seed', 3, '--cfg-options', 'train_dataloader.num_workers=2')
     whole = run(config, tmp_path / 'whole', *options)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    last = latest_checkpoint(tmp_path / 'whole')
 
     stops = [(2, 'train', 'SIGUSR1'), ('any', 'val', 'SIGUSR1'), (6, 'train', 'SIGTERM')]
     if scope == 'mmpretrain':
@@ -95,9 +84,7 @@ def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
 
     assert losses(tmp_path / 'stopped') == losses(tmp_path / 'whole')
-    found = latest_checkpoint(tmp_path / 'stopped')
-    assert found.name == last.name
-    same(torch.load(last, weights_only=False), torch.load(found, weights_only=False))
+    assert_same_training(tmp_path / 'stopped', tmp_path / 'whole')
     for pattern in ('best_*.pth', 'epoch_*.pth', 'iter_*.pth'):
         names = [sorted(path.name for path in (tmp_path / run_).glob(pattern)) for run_ in ('whole', 'stopped')]
         assert names[0] == names[1], pattern
@@ -118,8 +105,7 @@ def test_all_processes_stop_together(tiny_config, tmp_path):
     assert latest_checkpoint(tmp_path / 'stopped').name == INTERRUPTED
     finished = run(config, tmp_path / 'stopped', *options, '--resume', processes=2)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    paths = [latest_checkpoint(tmp_path / name) for name in ('whole', 'stopped')]
-    same(*(torch.load(path, weights_only=False) for path in paths))
+    assert_same_training(tmp_path / 'stopped', tmp_path / 'whole')
 
 
 @pytest.mark.slow
