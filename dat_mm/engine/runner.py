@@ -12,7 +12,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_s
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..errors import UserError
+from ..errors import FULL, UserError
 from ..registry import RUNNERS
 from ..weights import written_whole
 from .accumulation import KeepGradients, accumulated
@@ -44,6 +44,12 @@ class _AlreadySkipped:
 
     def skip_iter(self, count):  # called by OneDL's loop in place of __next__
         self.count = max(self.count - count, 0)
+
+
+def _kept(folder) -> str:
+    """The end of a line about a run that could not write, which names what is left of it."""
+    last = latest_checkpoint(folder)
+    return f'; the last good checkpoint is {last}' if last else ''
 
 
 def begin_inside_epoch(loop: EpochBasedTrainLoop, done: int) -> None:
@@ -83,6 +89,10 @@ class Runner(MMEngineRunner):
         try:
             with self._watched():
                 return self._train()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(f'a file could not be written: {error}{_kept(self.work_dir)}') from error
         finally:
             stop.stop_listening()
 
@@ -212,9 +222,8 @@ class Runner(MMEngineRunner):
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and 'writ' not in str(error):
                 raise
-            last = latest_checkpoint(out_dir)
-            kept = f'; the last good one is {last}' if last else ''
-            raise UserError(f'{path} could not be written: {str(error).splitlines()[0]}{kept}') from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f'{path} could not be written: {reason}{_kept(out_dir)}') from error
 
     def wrap_model(self, model_wrapper_cfg, model):
         """Wraps the model as mmengine does, and also for several processes on the CPU, which mmengine cannot."""

@@ -2,6 +2,7 @@
 """A training that is asked to stop again and again ends as one that never was, to the bit."""
 
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -18,6 +19,7 @@ SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 # A hook that sends the process a signal at the places that are named, in training or in validation.
 SENDER = '''
 import os, resource, signal
+from contextlib import suppress
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -42,11 +44,20 @@ class SendSignal(Hook):
 
 @HOOKS.register_module()
 class FillDisk(Hook):
-    """From the second epoch on, no file can grow beyond a megabyte."""
+    """Leaves no byte on the disk after so many epochs, or, where no file is named, lets none grow beyond a megabyte."""
+
+    def __init__(self, file=None, after=1):
+        self.file, self.after = file, after
 
     def before_train_epoch(self, runner):
-        if runner.epoch == 1:
+        if runner.epoch != self.after:
+            return
+        if self.file is None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+            return
+        with suppress(OSError), open(self.file, 'wb', buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 '''
 
 
@@ -117,9 +128,46 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_config, tmp_path):
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f'error: {tmp_path}/work/epoch_2.pth could not be written: ')
-    assert last.endswith(f'; the last good one is {tmp_path}/work/epoch_1.pth')
+    assert last.endswith(f'; the last good checkpoint is {tmp_path}/work/epoch_1.pth')
     assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_1.pth'
     assert not list((tmp_path / 'work').glob('.*.pth'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 30 MB in memory, on which one checkpoint has room."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'tmpfs', folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f'a disk in memory cannot be mounted here: {done.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', '--lazy', folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_of_checkpoints_ends_the_run(small_disk, tiny_config):
+    done = run(tiny_config('mmpretrain'), small_disk / 'work', '--no-validate')
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f'error: {small_disk}/work/epoch_2.pth could not be written: ')
+    assert last.endswith(f'No space left on device; the last good checkpoint is {small_disk}/work/epoch_1.pth')
+    assert latest_checkpoint(small_disk / 'work') == small_disk / 'work/epoch_1.pth'
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_line_of_the_log_ends_the_run(small_disk, tiny_config):
+    """Long before the next checkpoint, as where somebody else fills it."""
+    config = tiny_config('mmpretrain')
+    fill = f"custom_hooks.append(dict(type='FillDisk', file='{small_disk}/ballast', after=5))\n"
+    length = "train_dataloader['batch_size'] = 1\ntrain_cfg['max_epochs'] = 10\n"
+    write_sender(config, f"{fill}{length}default_hooks['checkpoint']['interval'] = 5\n")
+    done = run(config, small_disk / 'work', '--no-validate')
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: a file could not be written: ') and 'No space left on device' in last
+    assert last.endswith(f'; the last good checkpoint is {small_disk}/work/epoch_5.pth')
+    assert latest_checkpoint(small_disk / 'work') == small_disk / 'work/epoch_5.pth'
 
 
 def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):
