@@ -1,7 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
 from .fetching import build_dataset, fetch_by_draw, fetch_named
 from .finite_losses import FiniteLosses
-from .hanging import EndWhenHung
+from .hanging import watch
 from .seeds import IterationSeed, add_draws, undivided
 from .stopping import StopOnSignal, ValidateAgain, done_of_epoch
 
@@ -105,13 +104,9 @@ class Runner(MMEngineRunner):
             return super().test()
 
     def _watched(self):
-        """The context in which this process is ended when it hangs, as `hang_timeout` of the config says."""
-        timeout = self.cfg.get('hang_timeout')
-        if not timeout:
-            return nullcontext()
+        """The context in which this process is ended when it hangs, one for all phases."""
         if self._end_when_hung is None:
-            self._end_when_hung = EndWhenHung(timeout, self.work_dir, self.rank, self.logger)
-            self.register_hook(self._end_when_hung)
+            self._end_when_hung = watch(self)
         return self._end_when_hung
 
     def _train(self):
