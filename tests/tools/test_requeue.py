@@ -32,7 +32,7 @@ def test_a_run_is_queued_again_when_it_wants_to_go_on(end, before, tmp_path):
     for name in ('scontrol', 'sleep'):
         (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
         (tmp_path / name).chmod(0o755)
-    command = f'source {SCRIPT}; run_and_requeue {mark} bash -c \'{ending}\' {mark}'
+    command = f"source {SCRIPT}; run_and_requeue {mark} bash -c '{ending}' {mark}"
     slurm = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_JOB_ID='7', SLURM_JOB_NODELIST='here')
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env={**os.environ, **slurm})
     assert not done.stderr
