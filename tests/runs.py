@@ -118,3 +118,49 @@ def losses(work_dir):
 def log_text(work_dir):
     """The text logs of all starts of a run."""
     return '\n'.join(path.read_text() for path in sorted(Path(work_dir).glob('*/*.log')))
+
+
+# What two runs of one training may differ in: their names, their clocks, and the options that interrupt one of them.
+OWN = ('cfg', 'experiment_name', 'time', 'data_time', 'eta')
+
+
+def assert_same_training(work_dir, other):
+    """Asserts that two runs ended with the same checkpoint, to the bit.
+
+    Compared are weights, their averages, the optimizer, schedules, counters, the history of losses and metrics, and
+    the record of the best checkpoint.
+    """
+    import torch
+
+    from dat_mm.engine.checkpoints import latest_checkpoint
+
+    one, two = (latest_checkpoint(folder) for folder in (work_dir, other))
+    assert one.name == two.name
+    _assert_alike(*(torch.load(path, weights_only=False) for path in (one, two)), 'checkpoint')
+
+
+def _assert_alike(one, two, place):
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+
+    assert type(one) is type(two), f'{place}: {one!r} and {two!r}'
+    if isinstance(one, HistoryBuffer):
+        one, two = vars(one), vars(two)
+    if isinstance(one, dict):
+        keys, others = ([key for key in part if str(key).rpartition('/')[2] not in OWN] for part in (one, two))
+        assert keys == others, f'{place}: {set(keys) ^ set(others) or "another order"}'
+        for key in keys:
+            _assert_alike(one[key], two[key], f'{place}, {key}')
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), place
+        for n, (part, other) in enumerate(zip(one, two, strict=True)):
+            _assert_alike(part, other, f'{place}, {n}')
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), place
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, two), place
+    elif isinstance(one, str) and '/' in one:  # a path, which is in the folder of the run
+        assert Path(one).name == Path(two).name, place
+    else:
+        assert one == two, place

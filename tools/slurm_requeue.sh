@@ -3,7 +3,8 @@
 # and the job is queued again when the run wants to go on, by the exit code 75, or by `mark`, a file that it leaves.
 # shellcheck shell=bash
 run_and_requeue() {
-    local mark=$1 code step job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    local mark=$1 code step before job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+    before=$(written "$mark") # one of an earlier start says nothing of this one
     # the number of one task of an array is also that of the whole array
     job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
     shift
@@ -19,9 +20,14 @@ run_and_requeue() {
     done
     echo "== $(date '+%F %T') the run ended with $code"
     # 143: a task that was slower to leave than the first was ended by srun
-    if [ $code = 75 ] || { [ $code = 143 ] && [ -e "$mark" ]; }; then
+    if [ $code = 75 ] || { [ $code = 143 ] && [ -e "$mark" ] && [ "$(written "$mark")" != "$before" ]; }; then
         # Slurm ends this script as it queues the job again; one that left before would count as failed
         scontrol requeue "$job" && sleep 60
     fi
     return $code
+}
+
+# When a file was written, and which it is; nothing where there is none.
+written() {
+    stat -c '%y %i' "$1" 2>/dev/null || true
 }

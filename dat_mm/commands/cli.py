@@ -8,7 +8,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from ..errors import UserError
+from ..errors import FULL, UserError
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -61,11 +61,15 @@ def pair(text: str) -> tuple[float, float]:
 def call(module: str, args: argparse.Namespace, *, errors: tuple[type[Exception], ...] = ()):
     """Calls the function that a module is named for with the parsed arguments, and returns what it returns.
 
-    The module is imported here and not before. A UserError, or one of `errors`, ends the tool with one line on stderr
-    and exit status 1; any other exception keeps its traceback.
+    The module is imported here and not before. A UserError, a full disk, or one of `errors` ends the tool with one line
+    on stderr and exit status 1; any other exception keeps its traceback.
     """
     run = getattr(import_module(module), module.rpartition('.')[2])
     try:
         return run(**vars(args))
     except (UserError, *errors) as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(f'error: a file could not be written: {error}')

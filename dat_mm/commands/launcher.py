@@ -4,6 +4,8 @@
 import os
 import subprocess
 
+import torch
+
 from ..errors import UserError
 
 FIRST_PORT, PORTS = 20000, 12000  # below the ports that Linux gives to outgoing connections
@@ -16,9 +18,10 @@ def set_launcher(cfg, launcher: str, local_rank: int = 0) -> None:
     """
     from mmengine.device import get_device
 
-    cfg.launcher = launcher
     if launcher == 'slurm':
-        os.environ.update(from_slurm(os.environ))
+        os.environ.update(from_slurm(os.environ, torch.cuda.device_count()))
+        launcher = 'pytorch'  # by these variables: mmengine's own way has the n-th task of a node use its n-th GPU
+    cfg.launcher = launcher
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     if launcher == 'none' or get_device() != 'cpu':
         return
@@ -33,11 +36,12 @@ def set_launcher(cfg, launcher: str, local_rank: int = 0) -> None:
         dist.init_process_group('gloo')
 
 
-def from_slurm(environment) -> dict[str, str]:
-    """Translates the variables of a task of Slurm into those that torch.distributed reads.
+def from_slurm(environment, gpus: int = 0) -> dict[str, str]:
+    """Translates the variables of a task of Slurm that sees so many GPUs into those that torch.distributed reads.
 
-    The first node of the step is the meeting point, unless MASTER_ADDR names another. The port follows from the job and
-    the step, so that two of them on one node do not meet; MASTER_PORT has the last word.
+    The tasks of a node see all GPUs of the job there and take one each, or a task sees its own alone, as with
+    --gpus-per-task=1. The first node of the step is the meeting point, unless MASTER_ADDR names another. The port
+    follows from the job and the step, so that two of them on one node do not meet; MASTER_PORT has the last word.
     """
     names = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID')
     missing = [name for name in names if name not in environment]
@@ -47,7 +51,7 @@ def from_slurm(environment) -> dict[str, str]:
     return dict(
         RANK=environment['SLURM_PROCID'],
         WORLD_SIZE=environment['SLURM_NTASKS'],
-        LOCAL_RANK=environment['SLURM_LOCALID'],
+        LOCAL_RANK=str(int(environment['SLURM_LOCALID']) % gpus) if gpus else environment['SLURM_LOCALID'],
         MASTER_PORT=environment.get('MASTER_PORT')
         or str(FIRST_PORT + (31 * int(environment['SLURM_JOB_ID']) + int(step)) % PORTS),
         MASTER_ADDR=environment.get('MASTER_ADDR') or first_host(environment),

@@ -1,6 +1,8 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """What tools/train.py does: it trains the model of a config."""
 
+from logging import WARNING
+
 from mmengine.logging import print_log
 
 from ..engine.checkpoints import read_meta
@@ -99,12 +101,18 @@ def _train_by_strategy(cfg):
 
     from ..engine import sharding  # noqa: F401  (registers it)
     from ..engine.checkpoints import latest_checkpoint
+    from ..engine.hanging import watch
 
+    for key in ('skip_bad_samples', 'skip_nonfinite_losses'):
+        if cfg.get(key):
+            raise UserError(f'{key}={cfg[key]}: a run with a strategy ({cfg.strategy.type}) cannot skip any')
     cfg.setdefault('env_cfg', {})  # which this runner cannot do without
     if cfg.get('resume') and not cfg.get('load_from'):
-        last = latest_checkpoint(cfg.work_dir)
+        last = latest_checkpoint(cfg.work_dir, lambda line: print_log(line, 'current', WARNING))
         cfg.load_from, cfg.resume = (str(last), True) if last else (None, False)
-    model = FlexibleRunner.from_cfg(cfg).train()
+    runner = FlexibleRunner.from_cfg(cfg)
+    with watch(runner):
+        model = runner.train()
     leave_group()
     return model
 

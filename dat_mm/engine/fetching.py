@@ -9,9 +9,13 @@ are.
 import multiprocessing
 import os
 import struct
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from logging import ERROR, WARNING
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -173,14 +177,15 @@ def leaves(dataset) -> Iterator:
 def build_dataset(config):
     """Builds the data set of a config; where its annotations are at fault, the error names the file and the fault.
 
-    A data set that is built already is left as it is, as in mmengine.
+    A data set that is built already is left as it is, as in mmengine. Objects that mmdet leaves out are told.
     """
     if not isinstance(config, dict):
         return config
     try:
-        dataset = DATASETS.build(config)
-        if hasattr(dataset, 'full_init'):
-            dataset.full_init()
+        with _telling_left_out():
+            dataset = DATASETS.build(config)
+            if hasattr(dataset, 'full_init'):
+                dataset.full_init()
         return dataset
     except UserError:
         raise
@@ -189,6 +194,34 @@ def build_dataset(config):
         if fault is None:
             raise
         raise BadSample(f'{fault} (tools/check_data.py finds all faults)') from error
+
+
+@contextmanager
+def _telling_left_out():
+    """A context that tells how many objects mmdet leaves out of the training data that is built in it.
+
+    Those are boxes outside their image or without area, and objects of no class. mmdet itself does not say so.
+    """
+    mmdet = sys.modules.get('mmdet.datasets')
+    if mmdet is None:
+        yield
+        return
+    there, kept, parse = Counter(), Counter(), mmdet.CocoDataset.parse_data_info
+
+    def counted(dataset, raw):
+        info = parse(dataset, raw)
+        if not dataset.test_mode:
+            there[dataset.ann_file] += sum(not record.get('ignore') for record in raw['raw_ann_info'])
+            kept[dataset.ann_file] += len(info['instances'])
+        return info
+
+    with mock.patch.object(mmdet.CocoDataset, 'parse_data_info', counted):
+        yield
+    for file, count in there.items():
+        if kept[file] < count:
+            left_out = f'{count - kept[file]} of its {count} objects are left out by mmdet'
+            why = 'outside their image, without area or of no class: tools/check_data.py names them'
+            print_log(f'{shown(file)}: {left_out}, {why}', 'current', WARNING)
 
 
 def _annotation_fault(config):

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -101,6 +101,16 @@ class EndWhenHung(Hook):
                 os.kill(worker.pid, STACKS)
                 time.sleep(0.05)  # so that the next one does not write between its lines
         self.logger.error(line)
+
+
+def watch(runner):
+    """The context in which the process of a runner is ended when it hangs, as `hang_timeout` of its config says."""
+    timeout = runner.cfg.get('hang_timeout')
+    if not timeout:
+        return nullcontext()
+    hook = EndWhenHung(timeout, runner.work_dir, runner.rank, runner.logger)
+    runner.register_hook(hook)
+    return hook
 
 
 def _exit_with(workers) -> None:

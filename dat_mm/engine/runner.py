@@ -1,7 +1,6 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """mmengine's Runner, changed so that a killed run resumes with the losses it would have had."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_s
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 
-from ..errors import UserError
+from ..errors import FULL, UserError
 from ..registry import RUNNERS
 from ..weights import written_whole
 from .accumulation import KeepGradients, accumulated
@@ -22,7 +21,7 @@ from .checkpoints import latest_checkpoint, read_meta, read_safely
 from .drops import DropBySample
 from .fetching import build_dataset, fetch_by_draw, fetch_named
 from .finite_losses import FiniteLosses
-from .hanging import EndWhenHung
+from .hanging import watch
 from .seeds import IterationSeed, add_draws, undivided
 from .stopping import StopOnSignal, ValidateAgain, done_of_epoch
 
@@ -44,6 +43,12 @@ class _AlreadySkipped:
 
     def skip_iter(self, count):  # called by OneDL's loop in place of __next__
         self.count = max(self.count - count, 0)
+
+
+def _kept(folder) -> str:
+    """The end of a line about a run that could not write, which names what is left of it."""
+    last = latest_checkpoint(folder)
+    return f'; the last good checkpoint is {last}' if last else ''
 
 
 def begin_inside_epoch(loop: EpochBasedTrainLoop, done: int) -> None:
@@ -83,6 +88,10 @@ class Runner(MMEngineRunner):
         try:
             with self._watched():
                 return self._train()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(f'a file could not be written: {error}{_kept(self.work_dir)}') from error
         finally:
             stop.stop_listening()
 
@@ -95,13 +104,9 @@ class Runner(MMEngineRunner):
             return super().test()
 
     def _watched(self):
-        """The context in which this process is ended when it hangs, as `hang_timeout` of the config says."""
-        timeout = self.cfg.get('hang_timeout')
-        if not timeout:
-            return nullcontext()
+        """The context in which this process is ended when it hangs, one for all phases."""
         if self._end_when_hung is None:
-            self._end_when_hung = EndWhenHung(timeout, self.work_dir, self.rank, self.logger)
-            self.register_hook(self._end_when_hung)
+            self._end_when_hung = watch(self)
         return self._end_when_hung
 
     def _train(self):
@@ -212,9 +217,8 @@ class Runner(MMEngineRunner):
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and 'writ' not in str(error):
                 raise
-            last = latest_checkpoint(out_dir)
-            kept = f'; the last good one is {last}' if last else ''
-            raise UserError(f'{path} could not be written: {str(error).splitlines()[0]}{kept}') from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f'{path} could not be written: {reason}{_kept(out_dir)}') from error
 
     def wrap_model(self, model_wrapper_cfg, model):
         """Wraps the model as mmengine does, and also for several processes on the CPU, which mmengine cannot."""

@@ -2,15 +2,18 @@
 """FSDP through mmengine's strategy: parameters, gradients and the optimizer's state are divided among the processes."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import STRATEGIES
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from ..models.blocks import Block, ConvBlock
+from ..weights import written_whole
 
 
 @STRATEGIES.register_module()
@@ -44,6 +47,13 @@ class ShardedStrategy(FSDPStrategy):
         if built.clip_grad_kwargs:
             built.clip_func = lambda parameters, **options: model.clip_grad_norm_(**options)
         return built
+
+    def save_checkpoint(self, filename: str, **options) -> None:
+        """Saves a checkpoint as mmengine does, but the file of a whole model appears whole or not at all."""
+        if not (self._is_full_state_dict() and is_main_process()):
+            return super().save_checkpoint(filename, **options)
+        with written_whole(Path(filename)) as partial:
+            super().save_checkpoint(str(partial), **options)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Loads the state of the optimizer; mmengine passes it on in the order of arguments before torch 2.1."""

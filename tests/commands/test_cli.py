@@ -1,4 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
+import errno
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -38,9 +39,19 @@ def test_what_the_user_can_put_right_is_one_line(fails_with, error, options):
     assert caught.value.code == 'error: the rule'  # Python prints it on stderr and exits with 1
 
 
-def test_any_other_error_keeps_its_traceback(fails_with):
-    with pytest.raises(ValueError, match='the rule'):
-        fails_with(ValueError('the rule'))
+@pytest.mark.parametrize('error', [ValueError('the rule'), PermissionError(errno.EACCES, 'the rule')], ids=repr)
+def test_any_other_error_keeps_its_traceback(error, fails_with):
+    with pytest.raises(type(error), match='the rule'):
+        fails_with(error)
+
+
+def test_a_full_disk_is_one_line(fails_with):
+    with pytest.raises(SystemExit) as caught:
+        fails_with(OSError(errno.ENOSPC, 'No space left on device', 'a.log'))
+    assert (
+        caught.value.code
+        == f"error: a file could not be written: [Errno {errno.ENOSPC}] No space left on device: 'a.log'"
+    )
 
 
 def test_call_returns_what_the_function_returns(monkeypatch):

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip('mmengine')
 
 from mmengine.config import Config
+from runs import run as run_tool
 from runs import run_alone
 
 from dat_mm.commands.reproduce import plan, reproduce, runs, table, weights
@@ -328,6 +329,21 @@ def benchmark(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_plan_is_told_and_nothing_is_done(benchmark, tmp_path):
+    options = ('--train-options', 'train_cfg.max_epochs=4000')
+    done = tool(benchmark, '--train', '--plan', '--seeds', 2, '--out', 'out', *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = {words[0]: list(map(float, words[1:])) for words in lines if words and words[0] in ('first', 'second')}
+    assert list(found) == ['first', 'second']
+    for count, iterations, images, seconds, processes, hours in found.values():
+        assert (count, iterations, images, processes) == (2, 8000, 32000, 1)
+        assert hours == pytest.approx(2 * 8000 * seconds / 3600, abs=0.01) and hours > 0.01
+    assert 'to train, without validations and tests; measured on' in done.stdout
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
 def test_rows_are_trained_once_and_a_table_is_written(benchmark, tmp_path):
     """The first seed is there when the second is asked for, and what fails is told when the rest is done."""
     common = (benchmark, '--train', '--out', 'out', '--write', '--train-options', 'train_cfg.max_epochs=1')
@@ -353,6 +369,20 @@ def test_rows_are_trained_once_and_a_table_is_written(benchmark, tmp_path):
     assert done.returncode == 1 and 'second, seed 5: failed: ' in done.stdout
     assert done.stderr.startswith('error: 1 of 2 failed; the first: second, seed 5: ')
     assert (tmp_path / 'out/first/seed-5/result.json').is_file()
+
+
+@pytest.mark.slow
+def test_the_work_dirs_of_own_trainings_are_tested(benchmark, tmp_path):
+    """Without --train; a row that has none is left out."""
+    options = ('--no-validate', '--cfg-options', 'train_cfg.max_epochs=1')
+    trained = run_tool(benchmark / 'first.py', tmp_path / 'work_dirs/first', *options)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    done = tool(benchmark, '--out', 'out', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'second: left out, no checkpoint in work_dirs/second' in done.stdout
+    result = json.loads((tmp_path / 'out/first/result.json').read_text())
+    assert result['checkpoint'] == 'epoch_1.pth' and set(result['metrics']) == {'Top 1 Accuracy'}
+    assert '| first | Top 1 Accuracy |' in done.stdout
 
 
 def authors_files(golden, folder):

@@ -84,6 +84,17 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_safe_on_the_disk_before_it_gets_its_name(monkeypatch, tmp_path):
+    """And its name is there for good before anything is removed."""
+    happened, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda handle: (happened.append(os.fstat(handle).st_ino), sync(handle)))
+    monkeypatch.setattr(os, 'replace', lambda *names: (happened.append('named'), replace(*names)))
+    path = tmp_path / 'a.pth'
+    with written_whole(path) as partial:
+        partial.write_text('new')
+    assert happened == [path.stat().st_ino, 'named', tmp_path.stat().st_ino]
+
+
 def test_whole_files_are_whole(tmp_path):
     assert is_whole(write(tmp_path, 'a.pth', 0))
     assert not is_whole(tmp_path / 'none.pth')

@@ -214,6 +214,28 @@ def test_a_box_that_is_not_finite(spoiled):
     assert str(caught.value).endswith('not of finite numbers')
 
 
+LEFT_OUT = {
+    'outside': dict(bbox=[500, 500, 10, 10]),
+    'without area': dict(bbox=[5, 5, 0, 10]),
+    'of no area': dict(area=0),
+    'not a number': dict(bbox=[float('nan'), 5, 10, 10]),
+    'of no class': dict(category_id=9),
+}
+
+
+@pytest.mark.parametrize('changes', [*LEFT_OUT.values(), {}, dict(ignore=1)], ids=[*LEFT_OUT, 'good', 'to be ignored'])
+def test_objects_that_mmdet_leaves_out_are_counted(changes, spoiled, monkeypatch):
+    told = []
+    monkeypatch.setattr(fetching, 'print_log', lambda message, *_: told.append(message))
+    config, root, _ = spoiled('mmdet', bad=False)
+    content = json.loads((root / 'boxes.json').read_text())
+    content['annotations'][3].update(changes)
+    (root / 'boxes.json').write_text(json.dumps(content))
+    training_data(config)
+    line = f'{root}/boxes.json: 1 of its 6 objects are left out by mmdet, '
+    assert [message.startswith(line) for message in told] == [True] * (changes in LEFT_OUT.values())
+
+
 def test_boxes_without_area_after_the_pipeline():
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData

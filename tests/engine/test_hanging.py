@@ -113,12 +113,20 @@ def test_the_number_is_checked(timeout, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('how', 'workers'), [('wait_for_ever', 0), ('wait_for_ever', 1), ('keep_the_lock_of_python', 0)], ids=str
+    ('how', 'workers', 'more'),
+    [
+        ('wait_for_ever', 0, ()),
+        ('wait_for_ever', 1, ()),
+        ('keep_the_lock_of_python', 0, ()),
+        ('wait_for_ever', 0, ['strategy.type=ShardedStrategy']),
+    ],
+    ids=str,
 )
-def test_a_transform_that_hangs(how, workers, tiny_config, tmp_path):
+def test_a_transform_that_hangs(how, workers, more, tiny_config, tmp_path):
     """In the second of two processes, or in the worker of it; with Python's lock, which stops all of its threads."""
     config, work = write_hang(tiny_config('mmpretrain'), how), tmp_path / 'work'
-    done = run(config, work, '--no-validate', '--cfg-options', f'train_dataloader.num_workers={workers}', processes=2)
+    options = ('--no-validate', '--cfg-options', f'train_dataloader.num_workers={workers}', *more)
+    done = run(config, work, *options, processes=2)
     assert done.returncode != 0
     line = f'no iteration in 10 s: ended; the stacks are in {work}/stacks'
     assert line in log_text(work)

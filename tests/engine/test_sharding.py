@@ -2,6 +2,7 @@
 """FSDP with two processes on the CPU: it trains, its checkpoint is a whole model, and it goes on from it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ pytest.importorskip('mmengine')
 
 from runs import ROOT, add_plugin, losses, run
 
+from dat_mm.commands.train import train
 from dat_mm.engine.checkpoints import latest_checkpoint
+from dat_mm.errors import UserError
 
 pytestmark = pytest.mark.one_stack
 
@@ -77,6 +80,29 @@ def test_recomputing_by_measured_cost_changes_no_loss(sharded, tiny_config, tmp_
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("with_cp='auto': of " in done.stdout) == (name == 'auto')
     assert losses(tmp_path / 'auto') == losses(tmp_path / 'plain') != {}
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(monkeypatch, tmp_path):
+    from dat_mm.engine.sharding import FSDPStrategy, ShardedStrategy
+
+    def fail(self, filename):
+        Path(filename).write_text('half')
+        raise OSError('the disk is full')
+
+    monkeypatch.setattr(FSDPStrategy, 'save_checkpoint', fail)
+    monkeypatch.setattr(FSDPStrategy, '_is_full_state_dict', lambda self: True)
+    path = tmp_path / 'epoch_1.pth'
+    path.write_text('old')
+    with pytest.raises(OSError, match='full'):
+        ShardedStrategy.__new__(ShardedStrategy).save_checkpoint(str(path))
+    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('key', ['skip_bad_samples', 'skip_nonfinite_losses'])
+def test_what_it_cannot_do_is_told(key, tiny_config, tmp_path):
+    options = ['strategy.type=ShardedStrategy', f'{key}=3']
+    with pytest.raises(UserError, match=rf'^{key}=3: a run with a strategy \(ShardedStrategy\) cannot skip any$'):
+        train(tiny_config('mmpretrain'), cfg_options=options, work_dir=tmp_path)
 
 
 def test_the_config_is_that_of_the_base_model():

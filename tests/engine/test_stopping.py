@@ -2,14 +2,14 @@
 """A training that is asked to stop again and again ends as one that never was, to the bit."""
 
 import signal
+import subprocess
 import threading
 
 import pytest
-import torch
 
 pytest.importorskip('mmengine')
 
-from runs import add_plugin, losses, run
+from runs import add_plugin, assert_same_training, losses, run
 
 from dat_mm.engine import stopping
 from dat_mm.engine.agreement import Agreement
@@ -19,6 +19,7 @@ SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 # A hook that sends the process a signal at the places that are named, in training or in validation.
 SENDER = '''
 import os, resource, signal
+from contextlib import suppress
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -43,26 +44,26 @@ class SendSignal(Hook):
 
 @HOOKS.register_module()
 class FillDisk(Hook):
-    """From the second epoch on, no file can grow beyond a megabyte."""
+    """Leaves no byte on the disk after so many epochs, or, where no file is named, lets none grow beyond a megabyte."""
+
+    def __init__(self, file=None, after=1):
+        self.file, self.after = file, after
 
     def before_train_epoch(self, runner):
-        if runner.epoch == 1:
+        if runner.epoch != self.after:
+            return
+        if self.file is None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+            return
+        with suppress(OSError), open(self.file, 'wb', buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 '''
 
 
 def write_sender(config, extra='', source=SENDER):
     ema = "custom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='SendSignal', at=-1)]\n"
     add_plugin(config, source, f'{ema}{extra}')
-
-
-def same(one, two):
-    """Whether two checkpoints hold the same weights, averages and state of the optimizer."""
-    for part in ('state_dict', 'ema_state_dict'):
-        assert one[part].keys() == two[part].keys()
-        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part]), part
-    for state, other in zip(one['optimizer']['state'].values(), two['optimizer']['state'].values(), strict=True):
-        assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(other[key])) for key in state)
 
 
 @pytest.mark.slow
@@ -81,7 +82,6 @@ def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
     options = ('--seed', 3, '--cfg-options', 'train_dataloader.num_workers=2')
     whole = run(config, tmp_path / 'whole', *options)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    last = latest_checkpoint(tmp_path / 'whole')
 
     stops = [(2, 'train', 'SIGUSR1'), ('any', 'val', 'SIGUSR1'), (6, 'train', 'SIGTERM')]
     if scope == 'mmpretrain':
@@ -95,9 +95,7 @@ def test_interrupted_runs_end_as_whole_ones(scope, tiny_config, tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
 
     assert losses(tmp_path / 'stopped') == losses(tmp_path / 'whole')
-    found = latest_checkpoint(tmp_path / 'stopped')
-    assert found.name == last.name
-    same(torch.load(last, weights_only=False), torch.load(found, weights_only=False))
+    assert_same_training(tmp_path / 'stopped', tmp_path / 'whole')
     for pattern in ('best_*.pth', 'epoch_*.pth', 'iter_*.pth'):
         names = [sorted(path.name for path in (tmp_path / run_).glob(pattern)) for run_ in ('whole', 'stopped')]
         assert names[0] == names[1], pattern
@@ -118,8 +116,7 @@ def test_all_processes_stop_together(tiny_config, tmp_path):
     assert latest_checkpoint(tmp_path / 'stopped').name == INTERRUPTED
     finished = run(config, tmp_path / 'stopped', *options, '--resume', processes=2)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    paths = [latest_checkpoint(tmp_path / name) for name in ('whole', 'stopped')]
-    same(*(torch.load(path, weights_only=False) for path in paths))
+    assert_same_training(tmp_path / 'stopped', tmp_path / 'whole')
 
 
 @pytest.mark.slow
@@ -131,9 +128,46 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_config, tmp_path):
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f'error: {tmp_path}/work/epoch_2.pth could not be written: ')
-    assert last.endswith(f'; the last good one is {tmp_path}/work/epoch_1.pth')
+    assert last.endswith(f'; the last good checkpoint is {tmp_path}/work/epoch_1.pth')
     assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_1.pth'
     assert not list((tmp_path / 'work').glob('.*.pth'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 30 MB in memory, on which one checkpoint has room."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'tmpfs', folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f'a disk in memory cannot be mounted here: {done.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', '--lazy', folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_of_checkpoints_ends_the_run(small_disk, tiny_config):
+    done = run(tiny_config('mmpretrain'), small_disk / 'work', '--no-validate')
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f'error: {small_disk}/work/epoch_2.pth could not be written: ')
+    assert last.endswith(f'No space left on device; the last good checkpoint is {small_disk}/work/epoch_1.pth')
+    assert latest_checkpoint(small_disk / 'work') == small_disk / 'work/epoch_1.pth'
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_line_of_the_log_ends_the_run(small_disk, tiny_config):
+    """Long before the next checkpoint, as where somebody else fills it."""
+    config = tiny_config('mmpretrain')
+    fill = f"custom_hooks.append(dict(type='FillDisk', file='{small_disk}/ballast', after=5))\n"
+    length = "train_dataloader['batch_size'] = 1\ntrain_cfg['max_epochs'] = 10\n"
+    write_sender(config, f"{fill}{length}default_hooks['checkpoint']['interval'] = 5\n")
+    done = run(config, small_disk / 'work', '--no-validate')
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: a file could not be written: ') and 'No space left on device' in last
+    assert last.endswith(f'; the last good checkpoint is {small_disk}/work/epoch_5.pth')
+    assert latest_checkpoint(small_disk / 'work') == small_disk / 'work/epoch_5.pth'
 
 
 def test_a_process_whose_peers_are_gone_ends_after_the_grace(monkeypatch):

@@ -5,12 +5,11 @@ from collections import Counter
 from random import Random
 
 import pytest
-import torch
 
 pytest.importorskip('mmengine')
 
 from noted import long_version
-from runs import add_plugin, losses, run
+from runs import add_plugin, assert_same_training, losses, run
 
 from dat_mm.engine.checkpoints import is_whole, latest_checkpoint
 
@@ -114,9 +113,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(tiny_config, t
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert sum(happened.values()) == kills
 
-    ends = [torch.load(latest_checkpoint(tmp_path / name), weights_only=False) for name in ('whole', 'killed')]
-    for part in ('state_dict', 'ema_state_dict'):
-        assert all(torch.equal(ends[0][part][key], ends[1][part][key]) for key in ends[0][part])
+    assert_same_training(tmp_path / 'whole', tmp_path / 'killed')
     assert losses(tmp_path / 'whole') == losses(tmp_path / 'killed')
     told = ', '.join(f'{place} ({count})' for place, count in happened.items())
     seen(f'kill -9 of a process of two, {kills} times: {told}', 'went on each time, ended with the same bits')
