@@ -166,6 +166,18 @@ def test_a_file_tests_and_predicts_as_its_checkpoint(case, kind, generation, met
 
 
 @one_stack
+def test_windows_of_mirrored_images_go_through_the_file(case, tmp_path):
+    """The toolbox cuts windows and mirrors images around the file, as around its own network."""
+    case = case('semantic-fpn', 'datpp')
+    windows = ['mode=slide', 'crop_size=(64,64)', 'stride=(48,48)']
+    asked = dict(tta=True, work_dir=str(tmp_path), cfg_options=[f'model.test_cfg.{option}' for option in windows])
+    found, expected = (evaluate(str(case.config), str(model), **asked) for model in (case.file(), case.checkpoint))
+    assert found['aAcc'] == pytest.approx(expected['aAcc'], abs=2e-3) and found['aAcc'] > 0
+    plain = evaluate(str(case.config), str(case.file()), work_dir=str(tmp_path))
+    assert plain['aAcc'] != found['aAcc']
+
+
+@one_stack
 def test_half_of_the_weights(case, tmp_path):
     case = case('classifier', 'datpp')
     halve(case.file(), tmp_path / 'half.onnx')
