@@ -442,9 +442,9 @@ def test_decay_of_each_parameter(leaf):
 
 @pytest.mark.parametrize('leaf', ON_SHAPES)
 def test_rate_and_decay_on_shapes(leaf):
-    """All parameters learn at one rate. But in a DETR, norms, biases and position biases have no decay."""
+    """All parameters learn at one rate. In a DETR and in a short training all decay; else norms and biases do not."""
     cfg, model = load(leaf), build_model(leaf)
-    rule = 'all' if re.search('dino|detr', leaf) else 'imagenet'
+    rule = 'all' if re.search('dino|detr|short', leaf) else 'imagenet'
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
     groups = {id(parameter): group for group in wrapper.optimizer.param_groups for parameter in group['params']}
     decays = set()
