@@ -16,7 +16,7 @@ PHASES = ('train', 'val', 'test')
 OPTIONAL_KEYS = {
     *('activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'data_root', 'env_cfg', 'load_from'),
     *('experiment_name', 'find_unused_parameters', 'hang_timeout', 'randomness', 'resume', 'skip_nonfinite_losses'),
-    *('skip_bad_samples', 'sync_bn', 'vis_backends', 'work_dir'),
+    *('skip_bad_objects', 'skip_bad_samples', 'sync_bn', 'vis_backends', 'work_dir'),
 }
 
 

@@ -103,9 +103,9 @@ def _train_by_strategy(cfg):
     from ..engine.checkpoints import latest_checkpoint
     from ..engine.hanging import watch
 
-    for key in ('skip_bad_samples', 'skip_nonfinite_losses'):
-        if cfg.get(key):
-            raise UserError(f'{key}={cfg[key]}: a run with a strategy ({cfg.strategy.type}) cannot skip any')
+    for key in ('skip_bad_objects', 'skip_bad_samples', 'skip_nonfinite_losses'):
+        if cfg.get(key) is not None:
+            raise UserError(f'{key}={cfg[key]}: a run with a strategy ({cfg.strategy.type}) has no such limit')
     cfg.setdefault('env_cfg', {})  # which this runner cannot do without
     if cfg.get('resume') and not cfg.get('load_from'):
         last = latest_checkpoint(cfg.work_dir, lambda line: print_log(line, 'current', WARNING))

@@ -174,15 +174,16 @@ def leaves(dataset) -> Iterator:
             yield from leaves(part)
 
 
-def build_dataset(config):
+def build_dataset(config, skip_bad_objects: int | None = None):
     """Builds the data set of a config; where its annotations are at fault, the error names the file and the fault.
 
-    A data set that is built already is left as it is, as in mmengine. Objects that mmdet leaves out are told.
+    A data set that is built already is left as it is, as in mmengine. Objects that mmdet leaves out are told. More of
+    them in a file than `skip_bad_objects` are an error.
     """
     if not isinstance(config, dict):
         return config
     try:
-        with _telling_left_out():
+        with _telling_left_out(skip_bad_objects):
             dataset = DATASETS.build(config)
             if hasattr(dataset, 'full_init'):
                 dataset.full_init()
@@ -197,11 +198,14 @@ def build_dataset(config):
 
 
 @contextmanager
-def _telling_left_out():
+def _telling_left_out(allowed: int | None):
     """A context that tells how many objects mmdet leaves out of the training data that is built in it.
 
-    Those are boxes outside their image or without area, and objects of no class. mmdet itself does not say so.
+    Those are boxes outside their image or without area, and objects of no class. mmdet itself does not say so. Where a
+    number is allowed, more of them in a file are an error.
     """
+    if allowed is not None and (isinstance(allowed, bool) or not isinstance(allowed, int) or allowed < 0):
+        raise UserError(f'skip_bad_objects={allowed!r} is not a whole number of objects, 0 or more')
     mmdet = sys.modules.get('mmdet.datasets')
     if mmdet is None:
         yield
@@ -221,7 +225,10 @@ def _telling_left_out():
         if kept[file] < count:
             left_out = f'{count - kept[file]} of its {count} objects are left out by mmdet'
             why = 'outside their image, without area or of no class: tools/check_data.py names them'
-            print_log(f'{shown(file)}: {left_out}, {why}', 'current', WARNING)
+            line = f'{shown(file)}: {left_out}, {why}'
+            if allowed is not None and count - kept[file] > allowed:
+                raise UserError(f'{line} (skip_bad_objects={allowed} allows no more)')
+            print_log(line, 'current', WARNING)
 
 
 def _annotation_fault(config):

@@ -163,7 +163,9 @@ class Runner(MMEngineRunner):
         if not isinstance(dataloader, dict):
             return build(dataloader, seed, diff_rank_seed)
         dataloader = deepcopy(dataloader)
-        dataloader['dataset'] = dict(type=build_dataset, config=dataloader['dataset'])
+        dataloader['dataset'] = dict(
+            type=build_dataset, config=dataloader['dataset'], skip_bad_objects=self.cfg.get('skip_bad_objects')
+        )
         if not self._builds_training_data:
             loader = build(dataloader, seed, diff_rank_seed)
             fetch_named(loader.dataset)

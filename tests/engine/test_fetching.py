@@ -150,12 +150,12 @@ def spoiled(tiny_data, tiny_config, tmp_path):
     return make
 
 
-def training_data(config):
+def training_data(config, **options):
     """Builds the training data of a config as training does."""
     cfg = Config.fromfile(config)
     import_toolbox(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return build_dataset(cfg.train_dataloader.dataset)
+        return build_dataset(cfg.train_dataloader.dataset, **options)
 
 
 def places(dataset):
@@ -234,6 +234,18 @@ def test_objects_that_mmdet_leaves_out_are_counted(changes, spoiled, monkeypatch
     training_data(config)
     line = f'{root}/boxes.json: 1 of its 6 objects are left out by mmdet, '
     assert [message.startswith(line) for message in told] == [True] * (changes in LEFT_OUT.values())
+    training_data(config, skip_bad_objects=1)
+    if changes in LEFT_OUT.values():
+        with pytest.raises(UserError) as caught:
+            training_data(config, skip_bad_objects=0)
+        assert str(caught.value).startswith(line) and str(caught.value).endswith('(skip_bad_objects=0 allows no more)')
+
+
+@pytest.mark.parametrize('allowed', [-1, True, 'few'])
+def test_a_limit_of_bad_objects_that_is_none(allowed, spoiled):
+    config, *_ = spoiled('mmdet', bad=False)
+    with pytest.raises(UserError, match=f'skip_bad_objects={allowed!r} is not a whole number of objects, 0 or more'):
+        training_data(config, skip_bad_objects=allowed)
 
 
 def test_boxes_without_area_after_the_pipeline():
