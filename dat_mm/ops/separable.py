@@ -154,9 +154,9 @@ class Factors(NamedTuple):
 
     def write(self, head: int, logits: Tensor) -> None:
         """Writes the bias of a head into its logits (J, c, h w)."""
-        torch.bmm(self.rows[:, :, head], self.hat_x, out=self._maps(logits))
+        torch.bmm(self.rows[:, :, head], self.hat_x, out=self.maps(logits))
 
-    def _maps(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         """The logits of a head, or what is like them, as (J c, h, w)."""
         return x.view(len(self.hat_x), self.rows.shape[1], -1)
 
@@ -172,7 +172,7 @@ class FactorGradients:
 
     def add(self, head: int, grad: Tensor) -> None:
         """Takes the gradient of a head's logits (J, c, h w)."""
-        made, grad = self.factors, self.factors._maps(grad)
+        made, grad = self.factors, self.factors.maps(grad)
         torch.bmm(made.hat_x, grad.transpose(1, 2), out=self.along[head])
         self.grad_x.baddbmm_(made.rows[:, :, head].transpose(1, 2), grad)
 
