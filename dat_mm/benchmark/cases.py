@@ -42,6 +42,11 @@ class Case:
         return f'{self.model} ({", ".join(how)})' if how else self.model
 
     @property
+    def profiled(self) -> bool:
+        """Whether the profiler is asked how long the products take: on a GPU the kernels hide theirs from it."""
+        return self.device == 'cpu' and self.runtime == 'torch' and not self.compiled
+
+    @property
     def pixels(self) -> int:
         """Counts the pixels of the whole batch."""
         return self.batch * self.size[0] * self.size[1]

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from .cases import Case
 
 FOLDER = 'DAT_MM_BENCHMARK_FILES'  # the variable that names the folder of the files that other runtimes run
+PRODUCTS = 'products'  # asks a process for a step under the profiler
 LONGEST = 50  # steps in one measurement, at most
 
 
@@ -21,11 +22,12 @@ class Result:
     peak: int = 0  # bytes
     memory: int = 0  # bytes of the peak that are above the weights and the input
     logits: int = 0  # of all deformable attentions, for the whole batch
+    products: list[float] = field(default_factory=list)  # seconds of a step that are matrix products, in each launch
     error: str | None = None
 
 
 def work(case: Case, threads: int | None, pipe) -> None:
-    """Runs in the process of a case: receives how many steps to do, and sends what they took, until it receives 0."""
+    """Runs in the process of a case: receives how many steps to time, or PRODUCTS, and sends that, until 0."""
     import warnings
 
     warnings.filterwarnings('ignore')
@@ -35,7 +37,7 @@ def work(case: Case, threads: int | None, pipe) -> None:
         subject = Subject(case, threads)
         pipe.send({})
         while number := pipe.recv():
-            pipe.send(subject.time(number))
+            pipe.send(subject.products() if number == PRODUCTS else subject.time(number))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:
@@ -74,6 +76,12 @@ class Worker:
         seconds = self.receive()
         return None if self.result.error else seconds
 
+    def find_products(self) -> None:
+        """Has the products of a step timed by the profiler, where the case can tell."""
+        if not self.result.error and self.result.case.profiled:
+            self.pipe.send(PRODUCTS)
+            self.receive()
+
     def stop(self) -> None:
         """Ends the process, by force if it does not end within half a minute."""
         if self.process.is_alive() and not self.result.error:
@@ -95,6 +103,7 @@ def run_group(cases, *, rounds: int, launches: int = 1, threads: int | None = No
         for _ in range(launches):
             for result, more in zip(results, launch(cases, rounds, threads), strict=True):
                 result.seconds += more.seconds
+                result.products += more.products
                 result.peak, result.memory = max(result.peak, more.peak), max(result.memory, more.memory)
                 result.logits, result.error = more.logits, result.error or more.error
     return results
@@ -120,6 +129,9 @@ def launch(cases, rounds: int, threads: int | None, at_least: float = 0.2) -> li
             for worker in workers:
                 if seconds := worker.time():
                     worker.result.seconds.append(seconds)
+        if rounds:
+            for worker in workers:
+                worker.find_products()
     finally:
         for worker in workers:
             worker.stop()

@@ -21,6 +21,10 @@ from ..models import DAT, DeformableAttention
 from .cases import OP, Case
 
 CLASSES = 1000
+# What the profiler calls matrix products and convolutions; attention that PyTorch fuses is not among them.
+PRODUCTS = re.compile(
+    r'aten::(((add|addb|b|baddb)?mm|addmv|mv|dot)_?|_addmm_activation|\w*conv\w*)|(aten::mkldnn|mkldnn::)_linear\w*'
+)
 STAGES = (0, 1, 2, 3)
 
 
@@ -206,3 +210,12 @@ class Subject:
         seconds = (time.perf_counter() - start) / number
         peak = torch.cuda.max_memory_allocated() if self.cuda else read_memory('VmHWM')
         return dict(seconds=seconds, peak=peak, memory=max(peak - self.base, 0), logits=self.logits)
+
+    def products(self) -> dict:
+        """Runs a step under the profiler, and returns how long its products took: no step of theirs takes less."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            self.step()
+        microseconds = sum(op.self_cpu_time_total for op in seen.key_averages() if PRODUCTS.fullmatch(op.key))
+        return dict(products=[microseconds / 1e6])

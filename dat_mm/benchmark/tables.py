@@ -88,20 +88,22 @@ def _time(seconds: float) -> str:
 def case_table(results: list[Result]) -> str:
     """Makes a Markdown table of a group: medians, quartiles, and times relative to the first of the same situation."""
     head = ('model', 'size', 'batch', 'dtype', 'mode', 'time of a step', 'quartiles', 'images/s')
-    lines = [_row(*head, 'time', 'memory', 'peak'), f'|---|---{"|---:" * 9}|']
+    lines = [_row(*head, 'time', 'products', 'memory', 'peak'), f'|---|---{"|---:" * 10}|']
     firsts = {}
     for result in results:
         case = result.case
         cells = [f'`{case.name}`', '{}x{}'.format(*case.size), str(case.batch), case.dtype, case.mode]
         if result.error or not result.seconds:
-            lines.append(_row(*cells, f'failed: {result.error or "no round"}'.replace('|', '/'), *5 * ['']))
+            lines.append(_row(*cells, f'failed: {result.error or "no round"}'.replace('|', '/'), *6 * ['']))
             continue
         first = firsts.setdefault((case.size, case.batch, case.dtype, case.mode, case.task), result)
         low, high = (_time(seconds) for seconds in quartiles(result.seconds))
         seconds = _seconds(result)
         factor = f'{ratio(result, first):.2f}x' if len(result.seconds) == len(first.seconds) else '-'
+        products = _time(statistics.median(result.products)) if result.products else '-'
         memory = f'{result.memory / MB:.0f} MB', f'{result.peak / MB:.0f} MB'
-        lines.append(_row(*cells, _time(seconds), f'{low} to {high}', f'{case.batch / seconds:.3g}', factor, *memory))
+        rate = f'{case.batch / seconds:.3g}'
+        lines.append(_row(*cells, _time(seconds), f'{low} to {high}', rate, factor, products, *memory))
     return '\n'.join(lines)
 
 

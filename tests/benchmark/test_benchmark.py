@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dat_mm.benchmark import benchmark as bench
 from dat_mm.benchmark import run, tables
 from dat_mm.benchmark.cases import OP, Case
 from dat_mm.benchmark.run import Result
-from dat_mm.benchmark.subject import Subject
+from dat_mm.benchmark.subject import PRODUCTS, Subject
 from dat_mm.benchmark.suites import SUITES, Target
 
 pytestmark = pytest.mark.one_stack
@@ -58,13 +59,13 @@ def test_what_failed_is_not_measured():
 
 def test_launches_are_put_together(monkeypatch):
     launched = [
-        [Result(Case('dat-nano'), [1.0, 2.0], peak=5, memory=3, logits=7)],
-        [Result(Case('dat-nano'), [3.0, 4.0], peak=4, memory=2, logits=7)],
+        [Result(Case('dat-nano'), [1.0, 2.0], peak=5, memory=3, logits=7, products=[0.5])],
+        [Result(Case('dat-nano'), [3.0, 4.0], peak=4, memory=2, logits=7, products=[0.6])],
         [Result(Case('dat-nano'), [5.0], error='gone')],
     ]
     monkeypatch.setattr(run, 'launch', lambda cases, rounds, threads: launched.pop(0))
     (result,) = run.run_group([Case('dat-nano')], rounds=2, launches=2)
-    assert result == Result(Case('dat-nano'), [1.0, 2.0, 3.0, 4.0], peak=5, memory=3, logits=7)
+    assert result == Result(Case('dat-nano'), [1.0, 2.0, 3.0, 4.0], peak=5, memory=3, logits=7, products=[0.5, 0.6])
     assert run.run_group([Case('dat-nano')], rounds=2)[0].error == 'gone'
 
 
@@ -121,6 +122,39 @@ def test_targets_are_of_cases_that_run(suite):
 def test_every_kind_of_case_runs(case, mode):
     answer = Subject(replace(case, mode=mode)).time(2)
     assert answer['seconds'] > 0 and answer['peak'] >= answer['memory'] >= 0 and answer['logits'] > 0
+
+
+@pytest.mark.parametrize(
+    ('key', 'counts'),
+    [
+        *((f'aten::{name}', True) for name in ('mm', 'addmm', 'bmm', 'baddbmm_', 'addmm_', 'mkldnn_convolution')),
+        *(
+            (name, True)
+            for name in ('aten::convolution_backward', 'aten::_addmm_activation', 'mkldnn::_linear_pointwise')
+        ),
+        *((f'aten::{name}', False) for name in ('mul', 'add', 'copy_', 'native_layer_norm', 'addcmul_', 'embedding')),
+    ],
+)
+def test_what_counts_as_a_product(key, counts):
+    assert bool(PRODUCTS.fullmatch(key)) == counts
+
+
+@pytest.mark.parametrize('mode', ['inference', 'training'])
+def test_products_are_a_part_of_a_step(mode):
+    """Both are of one step, and its products cannot take longer than all of it under the profiler."""
+    subject = Subject(Case('datpp-nano', (64, 64), mode=mode, task='classify'), 1)
+    subject.step()
+    start = time.perf_counter()
+    (seconds,) = subject.products()['products']
+    assert 0 < seconds < time.perf_counter() - start
+
+
+def test_a_group_tells_the_products_of_its_steps():
+    case = Case('dat-nano', (32, 32))
+    (result,) = run.run_group([case], rounds=1, launches=2, threads=1)
+    assert len(result.products) == 2 and all(result.products)
+    assert re.search(r'\| [\d.]+ ms \| \d+ MB', tables.case_table([result]).splitlines()[-1])
+    assert not replace(case, device='cuda').profiled and not replace(case, runtime='openvino').profiled
 
 
 def test_logits_by_hand():
