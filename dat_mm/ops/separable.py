@@ -47,8 +47,9 @@ class Tiles(NamedTuple):
     def area(self):
         return self.height * self.width
 
-    def each(self):
-        return ((i, j) for i in range(self.rows) for j in range(self.columns))
+    @property
+    def number(self):
+        return self.rows * self.columns
 
 
 def hat(u: Tensor) -> Tensor:
@@ -93,35 +94,40 @@ class TableProducts:
         self.G, self.m, *self.table_size = table.shape  # (G, m, 2T_h-1, 2T_w-1)
         self.first = grid.table_coordinates(points, size, self.table_size, convention)
         self.steps = grid.table_steps(size, self.table_size, convention)
-        self.tile = tiles.height, tiles.width
+        self.tiles = tiles
         self.window = wy, wx = window_of(tiles, size, self.table_size, convention)
         # Each window along x of each row of the table is a row here, to be fetched whole.
         # They are (G Y X, m wx), with Y and X as in `ring`.
-        self.ring = self.table_size[0] + 2, self.table_size[1] + wx + 1
-        padded = F.pad(table * LOG2_E, (wx, wx, 1, 1)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
+        self.ring = self.table_size[0] + 2 * wy, self.table_size[1] + wx + 1
+        padded = F.pad(table * LOG2_E, (wx, wx, wy, wy)).unfold(3, wx, 1)  # (G, m, Y, X, wx)
         self.rows = padded.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)
+        self.below = self.ring[1] * torch.arange(wy, device=table.device)  # from the first row of a window to each
+        self.apart = [self.from_cells(axis) for axis in (0, 1)]
 
-    def place(self, pairs: slice, tiles: list, keys: slice, axis: int) -> tuple[Tensor, Tensor]:
-        """The first cell of each key's window (P, T, c), and how far queries are from cells (J c, cells, queries)."""
-        step, length = self.steps[axis], self.tile[axis]
-        first = self.first[pairs, None, keys, axis]
-        first = torch.cat([first + tile[axis] * length * step for tile in tiles], 1)
-        floor = first.floor()
-        queries = torch.arange(length, dtype=first.dtype, device=first.device) * step
-        cells = torch.arange(self.window[axis], dtype=first.dtype, device=first.device).unsqueeze(-1)
-        return floor.long(), (first - floor).view(-1, 1, 1) + (queries - cells)
+    def from_cells(self, axis: int) -> Tensor:
+        """How far each query of a tile is from each cell of a window that begins where the first query is."""
+        like = dict(dtype=self.first.dtype, device=self.first.device)
+        queries = torch.arange(self.tiles[2 + axis], **like) * self.steps[axis]
+        return queries - torch.arange(self.window[axis], **like).unsqueeze(-1)
 
-    def rows_of(self, pairs: slice, y: Tensor, x: Tensor) -> Tensor:
-        """The numbers (J c wy,) of the rows that make the windows which begin at cells y and x (P, T, c)."""
-        group = torch.arange(pairs.start, pairs.stop, device=y.device).view(-1, 1, 1, 1) % self.G
-        y = (y.unsqueeze(-1) + torch.arange(1, self.window[0] + 1, device=y.device)).clamp_(0, self.ring[0] - 1)
-        x = (x.unsqueeze(-1) + self.window[1]).clamp_(0, self.ring[1] - 1)
-        return ((group * self.ring[0] + y) * self.ring[1] + x).flatten()
+    def places(self, pairs: slice) -> 'Places':
+        """Where the windows of all keys and tiles begin."""
+        tiles, group = self.tiles, torch.arange(pairs.start, pairs.stop, device=self.first.device) % self.G
+        at, from_cell = group.view(-1, 1, 1, 1), []
+        for axis, tile in enumerate((tiles.height, tiles.width)):
+            starts = torch.arange(tiles[axis], dtype=self.first.dtype, device=self.first.device)
+            first = self.first[pairs, None, :, axis] + (starts * (tile * self.steps[axis])).unsqueeze(-1)
+            cell = first.floor()
+            first, cell = (x.unsqueeze(2 - axis).expand(-1, *tiles[:2], -1) for x in (first - cell, cell.long()))
+            cell = cell.clamp(-self.window[axis], self.table_size[axis]) + self.window[axis]
+            at = at * self.ring[axis] + cell
+            from_cell.append(first.flatten(1, 2))
+        return Places(at.flatten(1, 2), *from_cell)
 
-    def factors(self, pairs: slice, tiles: list, keys: slice) -> 'Factors':
-        y, from_y = self.place(pairs, tiles, keys, 0)
-        x, from_x = self.place(pairs, tiles, keys, 1)
-        at = self.rows_of(pairs, y, x)
+    def factors(self, places: 'Places', tiles: range, keys: slice) -> 'Factors':
+        at, *from_cell = (x[:, tiles.start : tiles.stop, keys].reshape(-1, 1) for x in places)
+        from_y, from_x = (x.unsqueeze(-1) + apart for x, apart in zip(from_cell, self.apart, strict=True))
+        at = (at + self.below).flatten()
         windows = self.rows.index_select(0, at).unflatten(0, (-1, self.window[0]))
         hat_y, hat_x = hat(from_y), hat(from_x)
         rows = torch.bmm(hat_y.transpose(1, 2), windows).unflatten(2, (self.m, -1))
@@ -129,16 +135,24 @@ class TableProducts:
 
     def to_table(self, grad: Tensor) -> Tensor:
         """The gradient of the table (M, 2T_h-1, 2T_w-1), from that of `rows`."""
-        (wx, X), last = (self.window[1], self.table_size[1]), self.ring[1]
+        (wy, wx), X, last = self.window, self.table_size[1], self.ring[1]
         grad = grad.view(self.G, *self.ring, self.m, wx)
         table = grad.new_zeros(self.G, self.ring[0], X + 2 * wx, self.m)
         for j in range(wx):
             table[:, :, j : j + last] += grad[..., j]
-        return table[:, 1:-1, wx:-wx].permute(0, 3, 1, 2).flatten(0, 1).contiguous()
+        return table[:, wy:-wy, wx:-wx].permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
     def to_points(self, grad: Tensor) -> Tensor:
         """The gradient of the points (n, K, 2), from that of `first`."""
         return grad * grad.new_tensor([(1 - n) / 4 for n in self.table_size])
+
+
+class Places(NamedTuple):
+    """Where the windows of the table begin, of each key and tile of some pairs (P, T, K), T being all tiles."""
+
+    at: Tensor  # the number of the first row
+    from_y: Tensor  # how far the first query is from the first cell
+    from_x: Tensor
 
 
 class Factors(NamedTuple):
@@ -207,7 +221,7 @@ class Chunks:
         keys = max(1, BUDGET.get(q.device.type, BUDGET_ELSEWHERE) // key)
         jobs = (torch.get_num_threads() if on_cpu else 1) * max(1, keys // self.K)
         self.keys_at_once = cut(self.K, min(self.K, keys))[1]
-        self.tiles_at_once = min(jobs, self.tiles.rows * self.tiles.columns)
+        self.tiles_at_once = min(jobs, self.tiles.number)
         self.pairs_at_once = min(jobs // self.tiles_at_once, len(self.q))
 
     def pair_slices(self) -> list[slice]:
@@ -216,9 +230,9 @@ class Chunks:
     def key_slices(self) -> list[slice]:
         return slices(self.K, self.keys_at_once)
 
-    def tile_lists(self) -> list[list[tuple[int, int]]]:
-        tiles = list(self.tiles.each())
-        return [tiles[part] for part in slices(len(tiles), self.tiles_at_once)]
+    def tile_ranges(self) -> list[range]:
+        number, length = self.tiles.number, self.tiles_at_once
+        return [range(i, min(i + length, number)) for i in range(0, number, length)]
 
     def scratch(self) -> Tensor:
         """Memory for the logits of a chunk."""
@@ -246,17 +260,17 @@ class Chunks:
         x = x[:, :, : self.size[0], : self.size[1]].unflatten(0, (self.B, self.G))  # (B, G, m, H, W, D)
         return x.permute(0, 3, 4, 1, 2, 5).flatten(3, 4).contiguous().permute(0, 3, 1, 2, 4)
 
-    def tile(self, x: Tensor, pairs: slice, tile) -> Tensor:
+    def tile(self, x: Tensor, pairs: slice, tile: int) -> Tensor:
         """A view (m, P, D, h, w) of one tile of a map (n, m, H, W, D)."""
-        (i, j), (h, w) = tile, self.tiles[2:]
+        (i, j), (h, w) = divmod(tile, self.tiles.columns), self.tiles[2:]
         return x[pairs, :, i * h : (i + 1) * h, j * w : (j + 1) * w].permute(1, 0, 4, 2, 3)
 
-    def take(self, x: Tensor, pairs: slice, tiles: list) -> Tensor:
+    def take(self, x: Tensor, pairs: slice, tiles: range) -> Tensor:
         """Tiles of a map (n, m, H, W, D) as (m, J, D, h w)."""
         x = torch.stack([self.tile(x, pairs, tile) for tile in tiles], 2)
         return x.flatten(4).flatten(1, 2).to(self.dtype)
 
-    def put(self, x: Tensor, pairs: slice, tiles: list, out: Tensor) -> None:
+    def put(self, x: Tensor, pairs: slice, tiles: range, out: Tensor) -> None:
         """The inverse of `take`: writes (m, J, D, h w) into a map."""
         x = x.unflatten(3, self.tiles[2:]).unflatten(1, (-1, len(tiles)))
         for t, tile in enumerate(tiles):
@@ -266,8 +280,11 @@ class Chunks:
         """Keys or values (n, m, K, D) as (m, P, K, D + 1), with a channel of ones."""
         return F.pad(x[pairs].transpose(0, 1).to(self.dtype), (0, 1), value=1.0)
 
-    def factors(self, *chunk) -> Factors | None:
-        return None if self.bias is None else self.bias.factors(*chunk)
+    def places(self, pairs: slice) -> Places | None:
+        return None if self.bias is None else self.bias.places(pairs)
+
+    def factors(self, places: Places | None, tiles: range, keys: slice) -> Factors | None:
+        return None if places is None else self.bias.factors(places, tiles, keys)
 
     def logits(self, scratch, q: Tensor, k: Tensor, factors: Factors | None, head: int) -> Tensor:
         """The logits (J, c, h w) of a head, for q (J, D + 1, h w) and k (J, c, D + 1). They lie in scratch memory."""
@@ -278,11 +295,11 @@ class Chunks:
         factors.write(head, logits)
         return logits.baddbmm_(k, q)
 
-    def each_head(self, scratch, queries, keys, pairs: slice, tiles: list, part: slice):
-        """Each head and its logits, for queries (m, J, ...) and keys (m, P, ...). All lie in the same memory."""
-        factors = self.factors(pairs, tiles, part)
-        for head, key in enumerate(keys[:, :, part]):
-            yield head, self.logits(scratch, queries[head], for_jobs(key, tiles), factors, head)
+    def each_head(self, scratch, queries, keys, places: Places | None, tiles: range, part: slice):
+        """Each head and its logits, for queries and keys of each head (J, ...). All lie in the same memory."""
+        factors = self.factors(places, tiles, part)
+        for head, (query, key) in enumerate(zip(queries, keys, strict=True)):
+            yield head, self.logits(scratch, query, key[:, part], factors, head)
 
 
 def slices(n: int, length: int) -> list[slice]:
@@ -290,12 +307,12 @@ def slices(n: int, length: int) -> list[slice]:
     return [slice(i, min(i + length, n)) for i in range(0, n, length)]
 
 
-def for_jobs(x: Tensor, tiles: list) -> Tensor:
-    """What pairs have (P, ...) for each of their jobs (J, ...)."""
-    return x.unsqueeze(1).expand(-1, len(tiles), *x.shape[1:]).flatten(0, 1)
+def for_jobs(x: Tensor, tiles: range) -> tuple[Tensor, ...]:
+    """What the pairs of each head have (m, P, ...) for each of their jobs: for each head (J, ...)."""
+    return x.unsqueeze(2).expand(-1, -1, len(tiles), *x.shape[2:]).flatten(1, 2).unbind()
 
 
-def of_pairs(x: Tensor, tiles: list) -> Tensor:
+def of_pairs(x: Tensor, tiles: range) -> Tensor:
     """The sum over the jobs (J, ...) of each pair (P, ...)."""
     return x.unflatten(0, (-1, len(tiles))).sum(1)
 
@@ -306,12 +323,15 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
     scratch, key_slices = chunks.scratch(), chunks.key_slices()
     out, log_sum = chunks.empty_map(v.shape[-1]), chunks.empty_map(1)
     for pairs in chunks.pair_slices():
-        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(2, 3)
-        for tiles in chunks.tile_lists():
+        pair_keys, pair_values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs).transpose(2, 3)
+        places = chunks.places(pairs)
+        for tiles in chunks.tile_ranges():
+            keys, values = (for_jobs(x, tiles) for x in (pair_keys, pair_values))
             queries = F.pad(chunks.take(chunks.q, pairs, tiles) * (scale * LOG2_E), (0, 0, 0, 1))
             shift = queries[:, :, -1]  # the last channel of a query, which meets that of ones
             total = queries.new_empty(*queries.shape[:2], v.shape[-1] + 1, queries.shape[-1])
-            each = partial(chunks.each_head, scratch, queries, keys, pairs, tiles)
+            totals = total.unbind()
+            each = partial(chunks.each_head, scratch, queries.unbind(), keys, places, tiles)
             # Powers are of the distance to the largest logit of the first keys. Where that one is far below the largest
             # of all, all is done again with the largest of all.
             for exact in (False, True):
@@ -327,8 +347,8 @@ def forward(q, k, v, points, table, convention: str, scale: float) -> tuple[Tens
                         if i == 0 and not exact:
                             shift[head] = -logits.amax(1)
                             logits += shift[head].unsqueeze(1)
-                        value = for_jobs(values[head, :, :, part], tiles)
-                        torch.baddbmm(total[head], value, logits.exp2_(), beta=float(i > 0), out=total[head])
+                        value = values[head][:, :, part]
+                        torch.baddbmm(totals[head], value, logits.exp2_(), beta=float(i > 0), out=totals[head])
                 if len(key_slices) == 1 or bool((total[:, :, -1] < LARGEST_SUM).all()):
                     break
             chunks.put(total[:, :, :-1] / total[:, :, -1:], pairs, tiles, out)
@@ -349,20 +369,22 @@ def backward(grad, q, k, v, points, table, out, log_sum, convention: str, scale:
     if bias is not None:
         grad_rows, grad_first = torch.zeros_like(bias.rows), torch.zeros_like(bias.first)
     for pairs in chunks.pair_slices():
-        keys, values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
+        pair_keys, pair_values = chunks.keys(chunks.k, pairs), chunks.keys(chunks.v, pairs)
+        places = chunks.places(pairs)
         grad_keys, grad_values = (
-            torch.zeros_like(x.transpose(2, 3), memory_format=torch.contiguous_format) for x in (keys, values)
+            torch.zeros_like(x.transpose(2, 3), memory_format=torch.contiguous_format) for x in (pair_keys, pair_values)
         )
-        for tiles in chunks.tile_lists():
+        for tiles in chunks.tile_ranges():
+            keys, values = (for_jobs(x, tiles) for x in (pair_keys, pair_values))
             queries, grads, last, taken = (chunks.take(x, pairs, tiles) for x in (chunks.q, grad, log_sum, shared))
             queries = torch.cat([queries * (scale * LOG2_E), -last], 2)
             grads = torch.cat([grads, -taken], 2)
             grad_queries = torch.zeros_like(queries)
             for part in chunks.key_slices():
-                factors = chunks.factors(pairs, tiles, part)
+                factors = chunks.factors(places, tiles, part)
                 gradients = None if factors is None else FactorGradients(factors)
                 for head in range(chunks.m):
-                    key, value = (for_jobs(x[head, :, part], tiles) for x in (keys, values))
+                    key, value = keys[head][:, part], values[head][:, part]
                     weights = chunks.logits(weight_scratch, queries[head], key, factors, head).exp2_()  # (J, c, h w)
                     grad_values[head, :, :, part] += of_pairs(torch.bmm(grads[head], weights.transpose(1, 2)), tiles)
                     grad_logits = chunks.logits(grad_scratch, grads[head], value, None, head).mul_(weights)
