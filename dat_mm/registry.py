@@ -5,11 +5,11 @@ try:
     from mmengine import registry as parents
 except ImportError as error:
     raise ImportError(
-        'dat_mm needs mmengine and the OpenMMLab toolboxes: pip install "dat-mm[openmmlab]" for the upstream '
-        'packages, or "dat-mm[onedl]" for the maintained forks (docs/install.md); dat_mm.ops needs torch alone'
+        'configs need mmengine and the OpenMMLab toolboxes: pip install "dat-mm[openmmlab]" for the upstream packages, '
+        'or "dat-mm[onedl]" for the maintained forks (docs/install.md); dat_mm.DAT and dat_mm.ops need torch alone'
     ) from error
 
-MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.dat'])
+MODELS = parents.Registry('model', parent=parents.MODELS, scope='dat_mm', locations=['dat_mm.models.toolboxes'])
 DATASETS = parents.Registry('dataset', parent=parents.DATASETS, scope='dat_mm', locations=['dat_mm.datasets.toolboxes'])
 HOOKS = parents.Registry('hook', parent=parents.HOOKS, scope='dat_mm', locations=['dat_mm.visualize.hook'])
 RUNNERS = parents.Registry(

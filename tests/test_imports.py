@@ -2,9 +2,12 @@
 """Imports point one way. No toolbox is imported at module level, and only files of kernels import triton."""
 
 import ast
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from runs import python_path, run_alone
 
 pytestmark = pytest.mark.one_stack
 
@@ -78,4 +81,54 @@ def test_no_toolbox_at_module_level(path):
 
 def test_the_rule_sees_imports():
     found = set(imports(PACKAGE / 'models' / 'dat.py'))
-    assert {'dat_mm.models.blocks', 'dat_mm.arch', 'dat_mm.registry', 'mmengine.model'} <= found
+    assert {'dat_mm.models.blocks', 'dat_mm.arch'} <= found
+    assert 'mmengine.model' in imports(PACKAGE / 'models' / 'base.py')
+    assert 'dat_mm.registry' in imports(PACKAGE / 'models' / 'toolboxes.py')
+
+
+ALONE = """
+import sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
+    sys.modules[name] = None  # as if it was not installed
+import logging, torch
+logging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)
+from dat_mm import DAT
+torch.manual_seed(0)
+trained = DAT('datpp-nano', with_cp='auto')
+trained(torch.randn(1, 3, 64, 64))[0].mean().backward()
+torch.save(dict(state_dict=trained.state_dict()), 'nano.pth')
+init_cfg = dict(type='Pretrained', checkpoint='nano.pth')
+loaded = DAT('datpp-nano', init_cfg=init_cfg)
+loaded.init_weights()
+x = torch.randn(1, 3, 64, 64)
+assert torch.equal(loaded.eval()(x)[0], trained.eval()(x)[0])
+for init_cfg, rule in ((dict(type='Xavier', layer='Linear'), 'needs mmengine'), (None, None)):
+    try:
+        DAT('datpp-nano', init_cfg=init_cfg).init_weights()
+        assert rule is None
+    except ValueError as error:
+        assert rule in str(error), error
+"""
+
+
+def test_the_backbone_needs_torch_alone(tmp_path):
+    """It is made, trained, loaded from its init_cfg and run where none of OpenMMLab's packages is installed."""
+    done = run_alone(
+        [sys.executable, '-W', 'ignore', '-c', ALONE], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': python_path(None)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'all loaded' in done.stdout and "with_cp='auto'" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_bare_backbone_is_exported_by_torch_alone(tmp_path):
+    pytest.importorskip('onnxscript')
+    command = ['export', 'datpp-nano', 'nano.pth', 'nano.onnx', '--shape', '64', '64', '--check']
+    export = f'{ALONE}\nsys.argv = {command!r}\nimport runpy\nrunpy.run_module("dat_mm.export", run_name="__main__")'
+    done = run_alone(
+        [sys.executable, '-W', 'ignore', '-c', export],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': python_path(None)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'stage4' in done.stdout and (tmp_path / 'nano.onnx').stat().st_size > 4e6

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS
 
 from ..arch import ARCHS
-from ..datasets.survey import leaf_datasets
 from ..deploy.compare import differences
 from ..deploy.graph import example, write_onnx
 from ..deploy.networks import Network, wrap
@@ -23,86 +20,43 @@ from ..deploy.page.watched import Watched, find_layer, leave_out
 from ..deploy.pixels import Preprocessing
 from ..deploy.precision import halve, quantise
 from ..deploy.runtimes import SUFFIXES, open_exported, package, write_openvino
-from ..engine.checkpoints import check_fit
 from ..errors import UserError
 from ..models import DAT
 from ..models.pretrained import load_pretrained
 from ..version import __version__
-from ..weights import read_state_dict
-from .infer import find_images, load_nothing_else, open_loadable, trained_meta
 from .live import check_page, write_live
-from .prepare import prepare
 
 TOLERANCE = 1e-4  # of the largest value, in float32
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 NAMES = {'labels': 'labels that differ', 'masks': 'mask pixels that differ'}
 
 
-def preprocessing_of(model) -> Preprocessing:
-    """What the data preprocessor of a toolbox's model does to a picture at test time."""
-    given = model.data_preprocessor
-    numbers = {}
-    if getattr(given, '_enable_normalize', False):
-        numbers = {name: tuple(getattr(given, name).flatten().tolist()) for name in ('mean', 'std')}
-    # pictures are read as BGR: a model that turns the channels round wants RGB
-    rgb = any(getattr(given, name, False) for name in ('to_rgb', 'channel_conversion', '_channel_conversion'))
-    divisor = (getattr(given, 'test_cfg', None) or {}).get('size_divisor') or getattr(given, 'pad_size_divisor', 1)
-    return Preprocessing(**numbers, bgr=not rgb, divisor=divisor or 1)
+class Bare:
+    """A trained backbone by itself, by the name of its arch. It has no data, and takes pictures as ImageNet's are."""
+
+    classes, palette, pipeline, preprocessing = (), None, None, IMAGENET
+
+    def __init__(self, arch: str, checkpoint):
+        self.text = f'arch = {arch!r}\n'
+        self.model = DAT(arch, out_indices=(0, 1, 2, 3))
+        try:
+            load_pretrained(self.model, checkpoint)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(str(error)) from error
+
+    def pictures(self, folder=None):
+        raise UserError(f'{self.text.strip()} is no config: there is no pipeline that prepares pictures for it')
 
 
-class Source:
-    """A trained model: what it is made of, and pictures for it."""
+def open_source(config, checkpoint, cfg_options=(), backbone=False):
+    """The model to export: what a config describes, or a backbone by itself, which needs none of the toolboxes."""
+    if config in ARCHS:
+        return Bare(config, checkpoint)
+    if not str(config).endswith('.py') and not Path(config).exists():
+        raise UserError(f'{config} is no config file, and no arch: {", ".join(ARCHS)}')
+    from .trained import Trained
 
-    def __init__(self, config, checkpoint, cfg_options=(), backbone=False):
-        if config in ARCHS:
-            self.cfg, self.classes, self.palette, self.text = None, [], None, f'arch = {config!r}\n'
-            self.preprocessing = IMAGENET
-            self.model = load_backbone(DAT(config, out_indices=(0, 1, 2, 3)), checkpoint)
-            return
-        if not str(config).endswith('.py') and not Path(config).exists():
-            raise UserError(f'{config} is no config file, and no arch: {", ".join(ARCHS)}')
-        self.cfg = prepare(config, cfg_options, edit=load_nothing_else)
-        model = self.cfg.model
-        if self.cfg.get('data_preprocessor') and 'data_preprocessor' not in model:
-            model.data_preprocessor = self.cfg.data_preprocessor
-        self.model = MODELS.build(model)
-        self.text = self.cfg.pretty_text
-        self.preprocessing = preprocessing_of(self.model)
-        with tempfile.TemporaryDirectory() as folder:
-            file, content = open_loadable(checkpoint, folder)
-            check_fit(self.model, content, checkpoint)
-            self.model.load_state_dict(read_state_dict(file), strict=False)
-        meta = trained_meta(self.cfg, content)
-        self.classes, self.palette = list(meta.get('classes') or []), meta.get('palette')
-        if backbone:
-            self.model, self.classes = self.model.backbone, []
-
-    def pictures(self, folder=None) -> Iterator[np.ndarray]:
-        """Pictures (1, H, W, 3) in RGB after the config's test pipeline: of a folder, or of the test data by chance."""
-        if self.cfg is None:
-            raise UserError(f'{self.text.strip()} is no config: there is no pipeline that prepares pictures for it')
-        leaf = next(leaf_datasets(self.cfg.test_dataloader.dataset))
-        if folder is not None:
-            pipeline = Compose([step for step in leaf.pipeline if 'Annotations' not in step['type']])
-            for n, path in enumerate(find_images(folder)):
-                yield _pixels(pipeline(dict(img_path=str(path), img_id=n)))
-            return
-        dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
-        for n in np.random.default_rng(0).permutation(len(dataset)):
-            yield _pixels(dataset[int(n)])
-
-
-def _pixels(packed) -> np.ndarray:
-    """The picture (1, H, W, 3) in RGB of what a pipeline packs."""
-    return np.ascontiguousarray(packed['inputs'].numpy()[::-1].transpose(1, 2, 0)[None])
-
-
-def load_backbone(backbone, checkpoint):
-    try:
-        load_pretrained(backbone, checkpoint)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(str(error)) from error
-    return backbone
+    return Trained(config, checkpoint, cfg_options, backbone)
 
 
 def export(
@@ -136,7 +90,7 @@ def export(
     if page is not None:
         check_page(page, preprocess)
         runtime = find_runtime(runtime)
-    source = Source(config, checkpoint, cfg_options, backbone)
+    source = open_source(config, checkpoint, cfg_options, backbone)
     inside = preprocess == 'inside'
     network = wrap(source.model, source.preprocessing, inside, pasted=masks == 'image')
     watched, opened = network, []
@@ -144,7 +98,7 @@ def export(
         watched, opened = Watched(network, layer), [layer.module]
     metadata = dict(
         task=network.task,
-        classes=source.classes,
+        classes=list(source.classes),
         preprocessing=source.preprocessing._asdict(),
         inside=inside,
         precision=precision,
@@ -198,7 +152,7 @@ def _describe(network: Network, shape) -> Iterator[str]:
     yield f'out: {", ".join(network.outputs)}'
 
 
-def run_check(source: Source, network: Network, out: Path, shape, precision: str, given) -> dict[str, float]:
+def run_check(source, network: Network, out: Path, shape, precision: str, given) -> dict[str, float]:
     """Prints the largest difference to PyTorch of each output, on given pictures or on made ones of several sizes."""
     exported = open_exported(out)
     if isinstance(given, (str, Path)):

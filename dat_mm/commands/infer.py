@@ -15,24 +15,10 @@ from ..deploy.runtimes import is_exported, open_exported
 from ..deploy.stand_in import prepare_config, stand_in
 from ..engine.checkpoints import check_fit, open_checkpoint
 from ..errors import UserError
+from ..visualize.pictures import find_images
 from ..weights import read_state_dict, write_state_dict
 from .config import nodes
 from .prepare import prepare
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-
-
-def find_images(path) -> list[Path]:
-    """Lists the picture that a path names, or the pictures in that folder."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f'{path}: no such picture or folder')
-    if path.is_file():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not found:
-        raise UserError(f'{path} holds no pictures ({", ".join(SUFFIXES)})')
-    return found
 
 
 def load_nothing_else(cfg) -> None:

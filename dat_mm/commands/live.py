@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets.survey import leaf_datasets
 from ..deploy.networks import Network
 from ..deploy.page.build import palette_of, write_page
 from ..deploy.page.resizing import resizing_of
@@ -15,8 +14,7 @@ from ..deploy.page.watched import LEFT_OUT, leave_out
 from ..errors import UserError
 from ..version import __version__
 from ..visualize.layer import Layer
-from ..visualize.view import read_picture
-from .infer import find_images
+from ..visualize.pictures import find_images, read_picture
 
 EXAMPLES = 4  # pictures on the page
 LONGEST = 1024  # pixels along a side of an example
@@ -46,7 +44,7 @@ def find_examples(source, given) -> tuple[list[np.ndarray], bool]:
     """
     if given is not None:
         return [_reduced(read_picture(path)) for path in find_images(given)[:EXAMPLES]], False
-    if source.cfg is None:
+    if source.pipeline is None:
         return [], False
     try:
         return [image[0] for image in islice(source.pictures(), EXAMPLES)], True
@@ -69,14 +67,13 @@ def write_live(
     """
     small = Path(file).with_name('page.onnx')
     leave_out(file, small, network.outputs if network.task == 'backbone' else LEFT_OUT)
-    pipeline = None if source.cfg is None else next(leaf_datasets(source.cfg.test_dataloader.dataset)).pipeline
-    resizing, unknown = resizing_of(pipeline, shape)
+    resizing, unknown = resizing_of(source.pipeline, shape)
     for name in unknown:
         print(f'the page leaves out {name} of the test pipeline')
     pictures, prepared = find_examples(source, examples)
     if shape is not None and prepared and any(image.shape[:2] != tuple(shape) for image in pictures):
         prepared = False
-    name = config if source.cfg is None else Path(config).stem
+    name = Path(config).stem
     written = write_page(
         page,
         small.read_bytes(),

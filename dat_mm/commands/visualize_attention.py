@@ -9,9 +9,10 @@ from urllib.parse import quote
 from ..errors import UserError
 from ..visualize import Placement, View, record
 from ..visualize.figures import FIGURES, SUFFIXES
-from ..visualize.view import boxes_of, read_picture
+from ..visualize.pictures import find_images, read_picture
+from ..visualize.view import boxes_of
 from .document import write_document
-from .infer import find_images, load_predictor
+from .infer import load_predictor
 
 
 def see_whole(cfg) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""The backbone and its attention modules. All but DAT need torch alone."""
+"""The backbone and its attention modules. They need torch alone, and DAT is mmengine's kind of module where that is."""
 
 from .attention import ATTENTION, register_attention
 from .backend import set_backend
@@ -27,8 +27,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name == 'DAT':  # on first use: it needs mmengine, and registry says so where that is missing
-        from .. import registry  # noqa: F401
+    if name == 'DAT':  # on first use: where mmengine is installed, it imports that
         from .dat import DAT
 
         return DAT

@@ -3,15 +3,13 @@
 
 from collections.abc import Sequence
 
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..arch import GENERATIONS, Site, resolve
 from ..ops.layout import channels_first, channels_last
 from ..ops.recomputing import Recomputing
-from ..registry import MODELS
 from .backend import set_backend
+from .base import BaseModule, print_log
 from .blocks import Stage
 from .layers import ConvStem, OverlappingConv, PatchConv
 from .pretrained import fit_tables, load_pretrained
@@ -24,7 +22,6 @@ def _pair(size) -> tuple[int, int]:
     return height, width
 
 
-@MODELS.register_module()
 class DAT(BaseModule):
     """DAT, DAT+ or DAT++.
 

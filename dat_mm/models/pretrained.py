@@ -4,11 +4,11 @@
 import os
 import re
 
-from mmengine.logging import print_log
 from torch import nn
 
 from ..convert import convert, is_official, rename_old_keys
 from ..weights import read_state_dict
+from .base import print_log
 
 _OUTPUT_NORM = re.compile(r'norm\d+\.')  # out_indices decides which of these a model or a file has
 

@@ -20,9 +20,10 @@ import onnx
 from deploy import cases
 
 from dat_mm.commands.config import set_data_root
-from dat_mm.commands.export import export, preprocessing_of
+from dat_mm.commands.export import export
 from dat_mm.commands.infer import infer
 from dat_mm.commands.test import test as evaluate
+from dat_mm.commands.trained import preprocessing_of
 from dat_mm.deploy.blocks import every_node
 from dat_mm.deploy.compare import differences
 from dat_mm.deploy.networks import wrap

@@ -94,7 +94,7 @@ def exported(tmp_path_factory, onnxruntime_web):
     pytest.importorskip('mmpretrain')
     from mmengine.registry import MODELS
 
-    from dat_mm.commands.export import Source, export
+    from dat_mm.commands.export import export, open_source
     from dat_mm.commands.infer import load_nothing_else
     from dat_mm.commands.prepare import prepare
 
@@ -115,7 +115,7 @@ def exported(tmp_path_factory, onnxruntime_web):
         config, folder / 'weights.pth', folder / 'small.onnx', page=folder / 'small.html', shape=(48, 48), check=True
     )
     assert max(differences.values()) < 1e-4
-    return Source(config, folder / 'weights.pth'), folder / 'small.onnx', folder / 'small.html'
+    return open_source(config, folder / 'weights.pth'), folder / 'small.onnx', folder / 'small.html'
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ pytest.importorskip('mmdet')
 
 from deploy import cases
 
-from dat_mm.commands.export import preprocessing_of
+from dat_mm.commands.trained import preprocessing_of
 from dat_mm.deploy.compare import differences
 from dat_mm.deploy.networks import wrap
 from dat_mm.errors import UserError
