@@ -14,10 +14,8 @@ from .fields import receptive_fields
 from .inline import img, source_of
 from .layer import Layer
 from .statistics import similarity_by_depth
-from .view import View
+from .view import COLOURS, View
 
-# Okabe and Ito's colours, which people who are colour-blind tell apart; more groups begin again
-COLOURS = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#CC79A7', '#D55E00', '#0072B2', '#FFFFFF')
 QUERY = '#FF2D2D'
 PANEL = 3.6  # inches along the longer side of a picture
 MANY = 400  # arrows at most: beyond, every so many keys have one

@@ -12,6 +12,9 @@ from .layer import Layer
 from .pictures import picture_of, read_picture
 from .record import Recording
 
+# Okabe and Ito's colours, which people who are colour-blind tell apart; more groups begin again
+COLOURS = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#CC79A7', '#D55E00', '#0072B2', '#FFFFFF')
+
 
 @dataclass(frozen=True)
 class Box:

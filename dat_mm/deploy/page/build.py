@@ -15,9 +15,9 @@ from urllib.parse import quote
 import numpy as np
 
 from ... import visualize
-from ...visualize.figures import COLOURS
 from ...visualize.inline import source_of
 from ...visualize.layer import Layer
+from ...visualize.view import COLOURS
 from ...weights import written_whole
 from .runtime import Runtime
 

@@ -10,10 +10,9 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..figures import COLOURS
 from ..inline import source_of
 from ..statistics import summary
-from ..view import View
+from ..view import COLOURS, View
 from .pack import MOST_QUERIES, largest_error, pack
 
 BUDGET = 15_000_000  # bytes of a page
