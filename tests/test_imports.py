@@ -112,7 +112,7 @@ for init_cfg, rule in ((dict(type='Xavier', layer='Linear'), 'needs mmengine'), 
 
 
 def test_the_backbone_needs_torch_alone(tmp_path):
-    """It is made, trained, loaded from its init_cfg and run where no package is installed but torch and what it needs."""
+    """It is made, trained, loaded from its init_cfg and run where torch and what it needs is all there is."""
     done = run_alone(
         [sys.executable, '-W', 'ignore', '-c', ALONE], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': python_path(None)}
     )
