@@ -15,7 +15,8 @@ from mmengine.hooks import Hook
 
 from ..errors import UserError
 
-GRACE = 5  # seconds for the other processes to write their stacks, before a launcher ends them
+GRACE = 10  # seconds for the other processes to write their stacks, before a launcher ends them
+LATER = 5  # seconds by which a process that cannot run Python ends after one that can: the first saves checkpoints too
 FOLDER = 'stacks'  # in the work dir
 STACKS = getattr(signal, 'SIGUSR2', None)  # has a process write its stacks
 
@@ -80,8 +81,8 @@ class EndWhenHung(Hook):
     def _watch(self) -> None:
         tick = min(1, self.timeout / 10)
         while (left := self._last + self.timeout - time.monotonic()) > 0:
-            # two ticks later than this thread, for when it cannot run, and before the others are ended
-            faulthandler.dump_traceback_later(left + 2 * tick, exit=True, file=self._file)
+            # later than this thread, for when it cannot run, and before the others are ended
+            faulthandler.dump_traceback_later(left + min(LATER, self.timeout / 2), exit=True, file=self._file)
             if self._done.wait(min(left, tick)):
                 return
         self._end()
