@@ -31,6 +31,7 @@ def work(case: Case, threads: int | None, pipe) -> None:
     import warnings
 
     warnings.filterwarnings('ignore')
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler would tell of GPUs that it does not find
     try:
         from .subject import Subject
 
