@@ -23,10 +23,10 @@ class Outputs(Network):
 
     task = 'benchmark'
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, size: tuple[int, int]):
         super().__init__(model.eval(), Preprocessing(), inside=False)
         with torch.no_grad():
-            self.outputs = tuple(str(n) for n, _ in enumerate(self.maps(torch.zeros(2, 3, 64, 64))))
+            self.outputs = tuple(str(n) for n, _ in enumerate(self.maps(torch.zeros(1, 3, *size))))
 
     def maps(self, x):
         found = self.model(x)
@@ -41,7 +41,7 @@ def export(case: Case, path: Path) -> None:
     from .subject import build
 
     torch.manual_seed(0)
-    network = Outputs(build(case))
+    network = Outputs(build(case), case.size)
     metadata = dict(task=network.task, preprocessing=Preprocessing()._asdict(), inside=False)
     onnx = path.with_suffix('.onnx')
     if not onnx.exists():

@@ -115,10 +115,15 @@ def launch(cases, rounds: int, threads: int | None, at_least: float = 0.2) -> li
 
     The first step of a case warms up. With no rounds it is what counts.
     """
-    workers = [Worker(case, threads) for case in cases]
+    workers = []
     try:
+        for case in cases:
+            workers.append(Worker(case, threads))
+            if case.runtime != 'torch':  # one after the other: those of a model share a file, which the first exports
+                workers[-1].receive()
         for worker in workers:
-            worker.receive()
+            if worker.result.case.runtime == 'torch':
+                worker.receive()
         for worker in workers:
             seconds = worker.time()
             if not rounds and seconds:

@@ -16,8 +16,9 @@ from runs import run_alone
 from dat_mm.benchmark import benchmark as bench
 from dat_mm.benchmark import run, tables
 from dat_mm.benchmark.cases import OP, Case
+from dat_mm.benchmark.exported import Outputs
 from dat_mm.benchmark.run import Result
-from dat_mm.benchmark.subject import PRODUCTS, Subject
+from dat_mm.benchmark.subject import PRODUCTS, Subject, build
 from dat_mm.benchmark.suites import SUITES, Target
 
 pytestmark = pytest.mark.one_stack
@@ -67,6 +68,30 @@ def test_launches_are_put_together(monkeypatch):
     (result,) = run.run_group([Case('dat-nano')], rounds=2, launches=2)
     assert result == Result(Case('dat-nano'), [1.0, 2.0, 3.0, 4.0], peak=5, memory=3, logits=7, products=[0.5, 0.6])
     assert run.run_group([Case('dat-nano')], rounds=2)[0].error == 'gone'
+
+
+def test_one_process_at_a_time_exports_a_model(monkeypatch):
+    """Those of one model share a file. Two that wrote it at once took it from each other."""
+    events = []
+
+    class Recorded:
+        def __init__(self, case, threads):
+            self.result = Result(case)
+            events.append(f'start {case.runtime}')
+
+        def receive(self):
+            events.append(f'ready {self.result.case.runtime}')
+
+        def time(self):
+            return 1.0
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(run, 'Worker', Recorded)
+    run.launch([replace(OURS, runtime=name) for name in ('torch', 'onnxruntime', 'openvino')], 0, None)
+    runtimes = [f'{what} {name}' for name in ('onnxruntime', 'openvino') for what in ('start', 'ready')]
+    assert events == ['start torch', *runtimes, 'ready torch']
 
 
 def test_growth(tmp_path):
@@ -169,6 +194,13 @@ def test_tool(tmp_path):
     assert data['groups'][0]['results'][0]['median'] > 0 and data['machine']['torch']
     assert '`dat-nano`' in (tmp_path / 'benchmark.md').read_text()
     assert (tmp_path / 'benchmark-growth.png').exists()
+
+
+def test_a_model_that_takes_one_size_has_its_outputs_named_at_that_size():
+    """As timm's Swin is. It was run at another size, and could not be exported at all."""
+    pytest.importorskip('timm')
+    network = Outputs(build(Case('timm/swin_tiny_patch4_window7_224', (64, 96), backend=None)), (64, 96))
+    assert network.outputs == ('0', '1', '2', '3')
 
 
 @pytest.mark.slow
