@@ -111,11 +111,14 @@ for init_cfg, rule in ((dict(type='Xavier', layer='Linear'), 'needs mmengine'), 
 """
 
 
+def run_code(code, folder):
+    environment = {**os.environ, 'PYTHONPATH': python_path(None)}
+    return run_alone([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, env=environment)
+
+
 def test_the_backbone_needs_torch_alone(tmp_path):
     """It is made, trained, loaded from its init_cfg and run where torch and what it needs is all there is."""
-    done = run_alone(
-        [sys.executable, '-W', 'ignore', '-c', ALONE], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': python_path(None)}
-    )
+    done = run_code(ALONE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'all loaded' in done.stdout and "with_cp='auto'" in done.stdout
 
@@ -125,10 +128,6 @@ def test_a_bare_backbone_is_exported_by_torch_alone(tmp_path):
     pytest.importorskip('onnxscript')
     command = ['export', 'datpp-nano', 'nano.pth', 'nano.onnx', '--shape', '64', '64', '--check']
     export = f'{ALONE}\nsys.argv = {command!r}\nimport runpy\nrunpy.run_module("dat_mm.export", run_name="__main__")'
-    done = run_alone(
-        [sys.executable, '-W', 'ignore', '-c', export],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': python_path(None)},
-    )
+    done = run_code(export, tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'stage4' in done.stdout and (tmp_path / 'nano.onnx').stat().st_size > 4e6

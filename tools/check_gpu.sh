@@ -11,8 +11,7 @@ out=${1:-docs/benchmarks}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
 failed=()
-slow= # a rehearsal may share its cores with much else
-if [ "${DEVICE:-cuda}" = cpu ]; then slow=5; fi
+slow=
 
 # stage NAME SECONDS COMMAND...: what it prints is in OUT/check-NAME.log too; its failure or its end does not stop the next
 stage() {
@@ -34,6 +33,7 @@ if [ "${DEVICE:-cuda}" = cpu ]; then
     only='keep_to_their_tensors and float32'
     benchmark=(--archs dat-nano --sizes 64 --quick)
     parallel=()
+    slow=5 # the cores may have much else to do
 fi
 stage imports 30 "$python" -c 'import numpy, pytest, timm, torch, triton, mmengine; print(torch.__version__, triton.__version__)'
 stage doctor 90 "$python" tools/doctor.py --only ops --device "${DEVICE:-cuda}" --json "$out/check-doctor.json"

@@ -231,8 +231,8 @@ class Chunks:
         return slices(self.K, self.keys_at_once)
 
     def tile_ranges(self) -> list[range]:
-        number, length = self.tiles.number, self.tiles_at_once
-        return [range(i, min(i + length, number)) for i in range(0, number, length)]
+        tiles = range(self.tiles.number)
+        return [tiles[part] for part in slices(len(tiles), self.tiles_at_once)]
 
     def scratch(self) -> Tensor:
         """Memory for the logits of a chunk."""
