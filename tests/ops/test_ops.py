@@ -160,13 +160,13 @@ def test_ops_and_attention_need_no_mmengine():
 import sys
 sys.modules['mmengine'] = None
 import torch, dat_mm.ops
-from dat_mm import DeformableAttention
-print(DeformableAttention(16, 2, map_size=7)(torch.randn(1, 7, 7, 16)).shape)
+from dat_mm import DAT, DeformableAttention
+print(DeformableAttention(16, 2, map_size=7)(torch.randn(1, 7, 7, 16)).shape, len(DAT('dat-nano').arch.stages))
 try:
-    from dat_mm import DAT
+    import dat_mm.registry
 except ImportError as error:
     print(error)
 """
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert 'torch.Size([1, 7, 7, 16])' in out
+    assert 'torch.Size([1, 7, 7, 16]) 4' in out
     assert 'dat-mm[openmmlab]' in out and 'dat-mm[onedl]' in out
