@@ -24,7 +24,9 @@ from mmengine.structures import PixelData
 
 from dat_mm.commands.config import nodes
 
-PAGE = Path(__file__).resolve().parents[1] / 'docs/use.md'
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs/use.md'
+CONFIGS = ROOT / 'configs'
 CHANNELS = [32, 64, 128, 192]  # of dat-nano
 # name: config in mmdet's folder of configs
 DETECTORS = {
@@ -343,6 +345,33 @@ def test_segmentors_of_mmseg(name):
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_classifiers_of_mmpretrain(name):
     assert try_classifier(name).pred_score.shape == (5,)
+
+
+@pytest.mark.parametrize(
+    'leaf',
+    [
+        'dino-3scale_datpp-nano_1xb4_shapes',
+        'deformable-detr-refine-twostage_datpp-nano_1xb4_shapes',
+        'mask2former_datpp-nano_1xb4_shapes-panoptic',
+    ],
+)
+def test_frozen_stages_of_transformer_detectors_stay_as_they_are(leaf):
+    folder_of_configs('mmdet')
+    from mmdet.testing import demo_mm_inputs
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = Config.fromfile(CONFIGS / f'shapes/{leaf}.py')
+    cfg.model.backbone.update(frozen_stages=2, with_cp=True)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model).train()
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        before = {name: value.clone() for name, value in model.backbone.named_parameters()}
+        packed = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_classes=8, with_mask=True, with_semantic=True)
+        model.train_step(packed, optimizer)
+    moved = {name for name, value in model.backbone.named_parameters() if not torch.equal(value, before[name])}
+    frozen = {name for name in before if name.startswith(('stem', 'stages.0', 'stages.1'))}
+    assert frozen and not moved & frozen
+    assert {name for name in before if name.startswith('stages.')} - frozen <= moved
 
 
 def test_every_folder_of_mmdet_is_tried_or_left_out_for_a_reason():
