@@ -347,6 +347,7 @@ def test_classifiers_of_mmpretrain(name):
     assert try_classifier(name).pred_score.shape == (5,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'leaf',
     [
@@ -364,6 +365,7 @@ def test_frozen_stages_of_transformer_detectors_stay_as_they_are(leaf):
     cfg.model.backbone.update(frozen_stages=2, with_cp=True)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model).train()
+        model.init_weights()
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         before = {name: value.clone() for name, value in model.backbone.named_parameters()}
         packed = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_classes=8, with_mask=True, with_semantic=True)
