@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from dat_mm.commands.reproduce import plan, reproduce, runs, table, weights
 from dat_mm.commands.reproduce.reproduce import Reproduction, data_options, seeds_of
 from dat_mm.commands.reproduce.rows import Row, named, read_rows, task_of, with_pretraining
 from dat_mm.commands.reproduce.runs import How, Run
-from dat_mm.commands.reproduce.submit import job_script
+from dat_mm.commands.reproduce.submit import by_generation, job_script
 from dat_mm.commands.screen import Screen
 from dat_mm.errors import UserError
 
@@ -253,6 +254,20 @@ def test_each_task_of_an_array_does_one_run(tmp_path, monkeypatch):
     assert 'dat-nano_1xb32_shapes/seed-4/train/interrupted.pth' in lines[1] and '--seeds 4,' in lines[1]
     assert 'retinanet_dat-nano' in lines[2] and '--seeds 3,' in lines[2]
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+
+
+def test_each_generation_of_trainings_is_a_job_of_its_own():
+    names = ('classifier', 'detector', 'tested', 'segmentor', 'other')
+    starts = {'detector': 'classifier', 'segmentor': 'detector', 'tested': 'classifier'}
+    rows = [row(name, pretrained=row(starts[name]).config if name in starts else None) for name in names]
+    found = [SimpleNamespace(row=one, checkpoint=Path('x.pth') if one.name == 'tested' else None) for one in rows]
+    groups = by_generation(found, rows)
+    assert {name: [run.row.name for run in group] for name, group in groups.items()} == {
+        'pretraining': ['classifier', 'other'],
+        'rows': ['detector', 'tested'],
+        'rows-2': ['segmentor'],
+    }
+    assert list(groups) == ['pretraining', 'rows', 'rows-2']
 
 
 def test_slurm_is_needed_to_submit(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-"""Does the rows as array jobs of Slurm: trainings that others start from first."""
+"""Does the rows as array jobs of Slurm, one for each generation: trainings that others start from come first."""
 
 import os
 import shlex
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ...errors import UserError
+from .rows import Row
 from .runs import Run
 
 
@@ -63,6 +64,21 @@ def resources() -> list[str]:
     return [*options, f'--cpus-per-task={os.environ.get("CPUS_PER_TASK", 5)}']
 
 
+def by_generation(runs: list[Run], rows: list[Row]) -> dict[str, list[Run]]:
+    """Sorts runs by how many trainings come before them, each group under the name of its job."""
+    before = {row.config.resolve(): row.pretrained for row in rows}
+
+    def generation(config: Path) -> int:
+        pretrained = before.get(config.resolve())
+        return 0 if pretrained is None else 1 + generation(pretrained)
+
+    groups = {}
+    for run in runs:  # what is tested alone waits for nothing, and is nobody's beginning
+        groups.setdefault(generation(run.row.config) if run.checkpoint is None else 1, []).append(run)
+    names = {0: 'pretraining', 1: 'rows'}
+    return {names.get(n, f'rows-{n}'): groups[n] for n in sorted(groups)}
+
+
 def submit(work, partition: str) -> list[str]:
     """Submits what is not done, prints the numbers of the jobs, and returns them."""
     for row, reason in work.without:
@@ -71,13 +87,9 @@ def submit(work, partition: str) -> list[str]:
     if not left:
         work.screen.end('everything is done')
         return []
-    first = [run for run in left if run.checkpoint is None and run.row.pretrained is None]
-    later = [run for run in left if run not in first]
     logs, jobs = work.how.out / 'slurm', []
     logs.mkdir(parents=True, exist_ok=True)
-    for name, runs in (('pretraining', first), ('rows', later)):
-        if not runs:
-            continue
+    for name, runs in by_generation(left, work.rows).items():
         script = logs / f'{name}.sh'
         script.write_text(job_script(runs, work))
         command = [
