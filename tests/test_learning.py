@@ -1,9 +1,9 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
 """The shipped configs learn: a short training on easy Shapes passes a bar, which frozen random weights miss.
 
-Classifiers and detectors are tested on scenes they have not seen. Segmentors and Mask2Former take ten minutes until they
-tell shapes in new scenes. So they are tested on the scenes they are shown, which they learn in a minute. Mask2Former does
-that with a frozen backbone too, so its test says that the config learns, not that the backbone does.
+Classifiers and detectors are tested on scenes they have not seen. Segmentors and Mask2Former take ten minutes until
+they tell shapes in new scenes. So they are tested on the scenes they are shown, which they learn in a minute.
+Mask2Former does that with a frozen backbone too: its tests say that the config learns, not that the backbone does.
 
 `python tests/test_learning.py` prints the metrics with the backbone trained and frozen. The bars were set by these.
 """
