@@ -1,9 +1,7 @@
 # Copyright (c) The dat_mm authors. SPDX-License-Identifier: Apache-2.0
-# With the background among the masks, smaller embeddings than these learn slowly.
 _base_ = 'shapes-mask2former.py'
 
 model = dict(
-    init_cfg=dict(std=0.3),
     data_preprocessor=dict(pad_seg=True, seg_pad_value=255),
     panoptic_head=dict(num_stuff_classes=1, loss_cls=dict(class_weight=[1.0] * 9 + [0.1])),
     panoptic_fusion_head=dict(num_stuff_classes=1),

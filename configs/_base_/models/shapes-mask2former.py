@@ -5,7 +5,7 @@
 _base_ = 'mask2former.py'
 
 model = dict(
-    init_cfg=dict(type='Normal', layer='Embedding', std=0.05),
+    init_cfg=dict(type='Normal', layer='Embedding', std=0.3),
     data_preprocessor=dict(batch_augments=None),
     backbone=dict(arch='datpp-nano', img_size=64, drop_path_rate=0.0, with_cp=False),
     panoptic_head=dict(
