@@ -49,8 +49,6 @@ TASKS = {
     'mask2former': Task('mask2former_datpp-nano_1xb4_shapes', 'coco/segm_mAP_50', 0.5, 40, data=SAME_SCENES),
     'panoptic': Task('mask2former_datpp-nano_1xb4_shapes-panoptic', 'coco_panoptic/PQ', 25.0, 40, data=SAME_SCENES),
 }
-
-
 # of the scenes that are shown: {key of the evaluator: path}
 TRUTH = {
     'mask2former': {'ann_file': 'annotations/instances_train.json'},
