@@ -186,19 +186,35 @@ def test_pictures_the_camera_and_the_keyboard(exported, open_page, tmp_path):
     wait_drawn(page, lambda: page.locator('#topk').fill('3'))
     assert len(page.evaluate('window.live.state.shown.chosen')) == 3
 
-    for _ in range(2):
+    for state in ('true', 'false', 'true'):
         wait_drawn(page, lambda: page.locator('#camera').click())
-    assert page.locator('#camera').get_attribute('aria-pressed') == 'false'
-    wait_drawn(page, lambda: page.locator('#camera').click())
+        assert page.locator('#camera').get_attribute('aria-pressed') == state
     page.wait_for_function('() => document.getElementById("status").textContent.includes("pictures a second")')
     assert page.evaluate('window.live.state.shown.picture.width') > 96
     page.locator('#camera').click()
+    assert 'pictures a second' not in page.locator('#status').inner_text()
 
     text = tmp_path / 'picture.txt'
     text.write_text('no picture')
     page.set_input_files('#file', text)
     page.wait_for_selector('#status.wrong')
     assert page.locator('#status').inner_text() == 'picture.txt is no picture that this browser reads'
+
+
+@pytest.mark.slow
+def test_what_was_opened_last_is_shown_even_when_it_is_read_first(exported, open_page, tmp_path):
+    page = open_page(exported[2])
+    page.evaluate("""() => { HTMLImageElement.prototype.decode = () => new Promise((resolve) => { window.read = resolve }) }""")
+    page.locator('#examples button').first.click()
+    drop(page, (96, 30), tmp_path)
+    drawn, status = page.evaluate(
+        """async () => {
+        window.read();
+        for (let i = 0; i < 2; i++) await new Promise((resolve) => requestAnimationFrame(resolve));
+        return [window.live.state.drawn, document.getElementById('status').textContent] }"""
+    )
+    assert drawn == page.evaluate('window.live.state.drawn') and 'Looking' not in status
+    np.testing.assert_array_equal(pixels(page), np.full((1, 48, 48, 3), (200, 30, 60)))
 
 
 @pytest.mark.slow

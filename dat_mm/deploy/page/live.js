@@ -112,8 +112,8 @@
     return [paper, pen];
   }
 
-  /** Runs the model on a picture, which is a canvas, and shows what it finds. */
-  async function look(picture, ready) {
+  /** Runs the model on a picture, which is a canvas, and shows what it finds if that is still `wanted`. */
+  async function look(picture, ready, wanted) {
     const placement = place(picture.width, picture.height, ready);
     const [width, height] = placement.input;
     const [, pen] = blank(width, height);
@@ -121,6 +121,7 @@
     pen.drawImage(picture, ...placement.corner.map((n) => -n), ...placement.size);
     const { data: pixels } = pen.getImageData(0, 0, width, height);
     const { outputs, milliseconds } = await ask({ pixels, width, height }, []);
+    if (!wanted()) return;
     state.shown = { picture, placement, outputs, milliseconds, pixels, ready };
     state.layer = layerOf(outputs, placement);
     draw();
@@ -405,27 +406,42 @@
   let ready = false;
   let running = false;
   let next = null;
+  let source = 0; // what was opened last: a file, an example, or the camera with all its pictures
+
+  /** Begins with a new source, and says later whether it is still the last: reading a picture takes time. */
+  function begin() {
+    stopCamera();
+    source += 1;
+    const mine = source;
+    return () => source === mine;
+  }
 
   /** Looks at a picture, or at the last of those that came while another was looked at. */
-  async function show(picture, asItIs = false) {
+  async function show(picture, asItIs, wanted) {
+    if (!wanted()) return;
     if (!ready || running) {
-      next = [picture, asItIs];
+      next = [picture, asItIs, wanted];
       return;
     }
     running = true;
     try {
       if (!camera.stream) say('Looking …');
-      await look(picture, asItIs);
+      await look(picture, asItIs, wanted);
     } catch (error) {
-      stopCamera();
-      say(`The model does not run on this picture: ${error.message}`, true);
+      if (wanted()) {
+        stopCamera();
+        say(`The model does not run on this picture: ${error.message}`, true);
+      }
     }
     running = false;
-    if (next) {
-      const [waited, as] = next;
-      next = null;
-      await show(waited, as);
-    }
+    await showNext();
+  }
+
+  async function showNext() {
+    if (!next) return;
+    const waited = next;
+    next = null;
+    await show(...waited);
   }
 
   function copyOf(source, width, height) {
@@ -437,19 +453,19 @@
   }
 
   async function openFile(file) {
-    stopCamera();
+    const wanted = begin();
     try {
       const bitmap = await createImageBitmap(file);
-      await show(copyOf(bitmap, bitmap.width, bitmap.height));
+      await show(copyOf(bitmap, bitmap.width, bitmap.height), false, wanted);
     } catch {
       say(`${file.name || 'What was dropped'} is no picture that this browser reads`, true);
     }
   }
 
   async function openExample(image, asItIs) {
-    stopCamera();
+    const wanted = begin();
     await image.decode();
-    await show(copyOf(image, image.naturalWidth, image.naturalHeight), asItIs);
+    await show(copyOf(image, image.naturalWidth, image.naturalHeight), asItIs, wanted);
   }
 
   const camera = { stream: null, rate: 0 };
@@ -461,11 +477,16 @@
   }
 
   async function startCamera() {
+    const wanted = begin();
     let stream = null;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch (error) {
       say(`There is no camera for this page: ${error.message}`, true);
+      return;
+    }
+    if (!wanted()) { // something else was opened while the user was asked
+      for (const track of stream.getTracks()) track.stop();
       return;
     }
     Object.assign(camera, { stream, rate: 0 });
@@ -478,7 +499,7 @@
       await new Promise((resolve) => { requestAnimationFrame(resolve); });
       if (camera.stream !== stream) break;
       // eslint-disable-next-line no-await-in-loop
-      await show(copyOf(video, video.videoWidth, video.videoHeight));
+      await show(copyOf(video, video.videoWidth, video.videoHeight), false, wanted);
       const now = performance.now();
       const rate = last ? 1000 / (now - last) : 0;
       camera.rate = camera.rate ? 0.8 * camera.rate + 0.2 * rate : rate;
@@ -504,7 +525,13 @@
       if (find('file').files.length) openFile(find('file').files[0]);
       find('file').value = '';
     });
-    find('camera').addEventListener('click', () => (camera.stream ? stopCamera() : startCamera()));
+    find('camera').addEventListener('click', () => {
+      if (!camera.stream) startCamera();
+      else {
+        begin();
+        draw(); // without the pictures a second
+      }
+    });
     find('camera').disabled = !navigator.mediaDevices;
     find('camera').title = navigator.mediaDevices ? '' : 'This browser gives no camera to this page.';
     for (const [i, source] of header.examples.entries()) {
@@ -550,7 +577,7 @@
     }
     find('size').addEventListener('change', () => {
       state.size = Number(find('size').value);
-      if (state.shown && !camera.stream) show(state.shown.picture, state.shown.ready);
+      if (state.shown && !camera.stream) show(state.shown.picture, state.shown.ready, begin());
     });
     window.addEventListener('resize', drawSoon);
   }
@@ -576,14 +603,10 @@
     ready = true;
     state.loading = performance.now() - start;
     say(`Ready, after ${(state.loading / 1000).toFixed(1)} s`);
+    const example = find('examples').querySelector('img');
+    if (next) await showNext();
+    else if (example && !source) await openExample(example, header.prepared);
     document.body.dataset.ready = 'true';
-    if (next) {
-      const [waited, as] = next;
-      next = null;
-      await show(waited, as);
-    } else {
-      find('examples').firstChild?.click();
-    }
   }
 
   // what the tests, and a curious reader, ask in the console
