@@ -204,7 +204,9 @@ def test_pictures_the_camera_and_the_keyboard(exported, open_page, tmp_path):
 @pytest.mark.slow
 def test_what_was_opened_last_is_shown_even_when_it_is_read_first(exported, open_page, tmp_path):
     page = open_page(exported[2])
-    page.evaluate("""() => { HTMLImageElement.prototype.decode = () => new Promise((resolve) => { window.read = resolve }) }""")
+    page.evaluate(
+        '() => { HTMLImageElement.prototype.decode = () => new Promise((resolve) => { window.read = resolve }) }'
+    )
     page.locator('#examples button').first.click()
     drop(page, (96, 30), tmp_path)
     drawn, status = page.evaluate(
