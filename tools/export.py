@@ -16,6 +16,7 @@ def parse_args(argv=None):
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='take images of one size only')
     sizes.add_argument('--dynamic', action='store_true', help='take images of any size (the default)')
+    parser.add_argument('--batch', type=int, metavar='N', help='of so many images at once only, with --shape')
     parser.add_argument(
         '--precision',
         choices=('fp32', 'fp16', 'int8'),

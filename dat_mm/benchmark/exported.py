@@ -37,7 +37,7 @@ class Outputs(Network):
 
 
 def export(case: Case, path: Path) -> None:
-    """Writes the model of a case, for images of its size."""
+    """Writes the model of a case, for as many images of one size as it has."""
     from .subject import build
 
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def export(case: Case, path: Path) -> None:
     metadata = dict(task=network.task, preprocessing=Preprocessing()._asdict(), inside=False)
     onnx = path.with_suffix('.onnx')
     if not onnx.exists():
-        write_onnx(network, onnx, shape=case.size, metadata=metadata)
+        write_onnx(network, onnx, shape=case.size, batch=case.batch, metadata=metadata)
     if path.suffix == '.xml':
         write_openvino(onnx, path)
 
@@ -54,7 +54,7 @@ def open_case(case: Case, threads: int | None):
     """Opens the file of a case, which is written where there is none, and returns what runs it."""
     folder = Path(os.environ[FOLDER])
     suffix = '.onnx' if case.runtime == 'onnxruntime' else '.xml'
-    name = re.sub(r'\W+', '-', f'{case.model} {case.backend} {case.size} {case.task}')
+    name = re.sub(r'\W+', '-', f'{case.model} {case.backend} {case.size} {case.batch} {case.task}')
     path = folder / f'{name}{suffix}'
     if not path.exists():
         # elsewhere: what exporting takes is not the memory of the case

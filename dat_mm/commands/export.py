@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def export(
     *,
     shape=None,
     dynamic=False,
+    batch=None,
     precision='fp32',
     preprocess='inside',
     masks='image',
@@ -85,6 +87,10 @@ def export(
         raise UserError(f'{out}: the name must end in .onnx, or in .xml for OpenVINO')
     if shape is not None and (dynamic or min(shape) < 1):
         raise UserError(f'--shape {shape[0]} {shape[1]}: two positive numbers, and not together with --dynamic')
+    if batch is not None and (batch < 1 or shape is None):
+        raise UserError(f'--batch {batch}: a positive number, and together with --shape')
+    if page is not None and batch not in (None, 1):
+        raise UserError(f'--batch {batch}: a page looks at one picture at a time')
     for name in ('onnx', 'onnxscript', 'onnxruntime', *(['openvino'] if out.suffix == '.xml' else [])):
         package(name)  # before anything slow
     if page is not None:
@@ -96,6 +102,7 @@ def export(
     watched, opened = network, []
     if page is not None and (layer := find_layer(network, example(network, shape or (64, 64), 1), layer)):
         watched, opened = Watched(network, layer), [layer.module]
+    as_input = partial(_as_input, network=network, preprocessing=source.preprocessing, shape=shape, batch=batch)
     metadata = dict(
         task=network.task,
         classes=list(source.classes),
@@ -109,11 +116,11 @@ def export(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         plain = last = Path(folder, 'plain.onnx')
-        write_onnx(watched, plain, shape=shape, metadata=metadata, opened=opened)
+        write_onnx(watched, plain, shape=shape, batch=batch, metadata=metadata, opened=opened)
         if precision == 'int8':
             last = Path(folder, 'int8.onnx')
             images = islice(source.pictures(calibration), pictures)
-            quantise(plain, last, (_as_input(image, network, source.preprocessing, shape) for image in images))
+            quantise(plain, last, (as_input(image) for image in images))
         elif precision == 'fp16' and out.suffix == '.onnx':
             last = Path(folder, 'fp16.onnx')
             halve(plain, last)
@@ -129,39 +136,44 @@ def export(
     files = [out, *([out.with_suffix('.bin')] if out.suffix == '.xml' else [])]
     size = sum(file.stat().st_size for file in files)
     print(f'{out}: {network.task}, {size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s')
-    for line in _describe(network, shape):
+    for line in _describe(network, shape, batch):
         print(f'  {line}')
-    return run_check(source, network, out, shape, precision, check) if check is not None else {}
+    return run_check(source, network, out, shape, batch, precision, check, as_input) if check is not None else {}
 
 
-def _as_input(image: np.ndarray, network: Network, preprocessing: Preprocessing, shape) -> np.ndarray:
-    """A picture (1, H, W, 3) as the file takes it, cut or filled to its size where that is fixed."""
+def _as_input(image: np.ndarray, network: Network, preprocessing: Preprocessing, shape, batch) -> np.ndarray:
+    """A picture (1, H, W, 3) as the file takes it, cut or filled to its size and repeated where these are fixed."""
     if shape is not None:
         image = image[:, : shape[0], : shape[1]]
         image = np.pad(image, [(0, 0), *((0, n - m) for n, m in zip(shape, image.shape[1:3], strict=True)), (0, 0)])
+    image = image.repeat(batch or 1, axis=0)
     return image if network.pixels is not None else preprocessing.arrays(image)
 
 
-def _describe(network: Network, shape) -> Iterator[str]:
+def _describe(network: Network, shape, batch) -> Iterator[str]:
     """Says what goes in and what comes out."""
+    batch = batch or 'batch'
     height, width = shape or ('height', 'width')
     if network.pixels is not None:
-        yield f'in:  image (batch, {height}, {width}, 3), RGB bytes'
+        yield f'in:  image ({batch}, {height}, {width}, 3), RGB bytes'
     else:
-        yield f'in:  image (batch, 3, {height}, {width}), normalised'
+        yield f'in:  image ({batch}, 3, {height}, {width}), normalised'
     yield f'out: {", ".join(network.outputs)}'
 
 
-def run_check(source, network: Network, out: Path, shape, precision: str, given) -> dict[str, float]:
+def run_check(source, network: Network, out: Path, shape, batch, precision: str, given, as_input) -> dict[str, float]:
     """Prints the largest difference to PyTorch of each output, on given pictures or on made ones of several sizes."""
     exported = open_exported(out)
     if isinstance(given, (str, Path)):
-        images = [_as_input(image, network, source.preprocessing, shape) for image in source.pictures(given)]
+        images = [as_input(image) for image in source.pictures(given)]
         where = f'{len(images)} pictures of {given}'
     else:
         sizes = [shape] if shape else [(256, 320), (203, 187), (32, 32)]
-        images = [example(network, size, batch).numpy() for size in sizes for batch in (1, 2)]
-        where = f'made pictures of {", ".join(f"{h}x{w}" for h, w in sizes)}, one and two at a time'
+        batches = [batch] if batch else [1, 2]
+        images = [example(network, size, n).numpy() for size in sizes for n in batches]
+        where = (
+            f'made pictures of {", ".join(f"{h}x{w}" for h, w in sizes)}, {" and ".join(map(str, batches))} at a time'
+        )
     worst: dict[str, float] = {}
     for image in images:
         with torch.no_grad():

@@ -4,6 +4,7 @@
 import ast
 import json
 import logging
+import math
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import contextmanager
@@ -59,16 +60,20 @@ def example(network: Network, shape, batch: int = 2, channels: int = 3) -> Tenso
     return torch.randn(batch, channels, *shape, generator=generator)
 
 
-def write_onnx(network: Network, path, *, shape=None, metadata: dict, opened: Collection[nn.Module] = ()) -> None:
-    """Writes a network to a file. Batches are of any size, and images too unless `shape` says (height, width).
+def write_onnx(
+    network: Network, path, *, shape=None, batch=None, metadata: dict, opened: Collection[nn.Module] = ()
+) -> None:
+    """Writes a network to a file. It takes images of any size unless `shape` says (height, width).
+
+    It takes any number of them at once unless `batch` says how many.
 
     The values of `metadata` are text, or what JSON can hold. `opened` are modules that the network takes outputs from.
     """
     import onnx
 
-    image = example(network, shape or EXAMPLE)
+    image = example(network, shape or EXAMPLE, batch or 2)
     height, width = (1, 2) if network.pixels is not None else (2, 3)
-    sizes = {0: 'batch'} | ({} if shape else {height: 'height', width: 'width'})
+    sizes = ({} if batch else {0: 'batch'}) | ({} if shape else {height: 'height', width: 'width'})
     found = find_blocks(network, opened)
     with as_nodes(found) as maps:
         model = _translate(_Outputs(network), (image,), (dict.fromkeys(sizes, FREE),), ['image'], network.outputs)
@@ -77,8 +82,8 @@ def write_onnx(network: Network, path, *, shape=None, metadata: dict, opened: Co
 
     def write_block(module, number, weights):
         *size, channels = maps[number]
-        x = torch.zeros(2, *(size if shape else BLOCK_EXAMPLE), channels)
-        free = dict.fromkeys([0] if shape else [0, 1, 2], FREE)
+        x = torch.zeros(batch or 2, *(size if shape else BLOCK_EXAMPLE), channels)
+        free = dict.fromkeys([*([] if batch else [0]), *([] if shape else [1, 2])], FREE)
         names = ['x', *(f'weight{n}' for n in range(len(weights)))]
         return _translate(module, (x, weights), (free, [{} for _ in weights]), names, ['y'])
 
@@ -102,12 +107,20 @@ def _translate(module: nn.Module, inputs: tuple, sizes: tuple, names: list[str],
             (),
             dynamo=True,
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.gelu.default: _gelu},
             input_names=names,
             output_names=list(outputs),
             verbose=False,
         )
     _name_nodes(program.model.graph)
     return onnx_ir.to_proto(program.model)
+
+
+def _gelu(x, approximate: str = 'none'):
+    """GELU in the order of operators that ONNX Runtime joins into one. PyTorch writes another order."""
+    from onnxscript import opset18 as op
+
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2))), 1.0)), 0.5)
 
 
 def _name_sizes(graph, names: dict[int, str]) -> None:

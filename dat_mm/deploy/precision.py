@@ -49,6 +49,7 @@ def quantise(source, target, images: Iterable[np.ndarray]) -> None:
     """
     quantization = package('onnxruntime.quantization')
     onnx = package('onnx')
+    folded = _folded(onnx.load(str(source)).graph)
     pre_process = package('onnxruntime.quantization.shape_inference').quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):
@@ -67,7 +68,10 @@ def quantise(source, target, images: Iterable[np.ndarray]) -> None:
         chosen = [
             node.name
             for node in nodes.node
-            if node.op_type in ('MatMul', 'Gemm', 'Conv') and node.input[1] in weights and not _kept(node)
+            if node.op_type in ('MatMul', 'Gemm', 'Conv')
+            and node.input[1] in weights
+            and node.name not in folded
+            and not _kept(node)
         ]
         if not chosen:
             raise UserError(f'{source} has no linear layer or convolution to quantise')
@@ -81,6 +85,12 @@ def quantise(source, target, images: Iterable[np.ndarray]) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
+
+
+def _folded(graph) -> set[str]:
+    """The convolutions whose kernel is computed: 1 is added to its middle, and 8 bits leave little beside it."""
+    weights = {weight.name for weight in graph.initializer}
+    return {node.name for node in every_node(graph) if node.op_type == 'Conv' and node.input[1] not in weights}
 
 
 def _kept(node) -> bool:

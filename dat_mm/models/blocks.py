@@ -9,7 +9,7 @@ from ..arch import Generation, Site, StageSpec
 from ..ops.recomputing import recompute
 from ..ops.remaking import cheaply
 from .attention import ATTENTION
-from .layers import MLP, ConvMLP, DropPath, conv_last
+from .layers import MLP, ConvMLP, DropPath, LocalPerception, conv_last
 
 MLP_RATIO = 4
 
@@ -20,7 +20,7 @@ class Block(nn.Module):
     def __init__(self, kind: str, spec: StageSpec, generation: Generation, site: Site, *, drop_path: float):
         super().__init__()
         dim = spec.dim
-        self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if generation.local_perception else None
+        self.local_perception = LocalPerception(dim) if generation.local_perception else None
         self.add_mixer(kind, spec, site, drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = (ConvMLP if generation.conv_mlp else MLP)(dim, MLP_RATIO * dim, site.proj_drop)
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.local_perception is not None:
-            x = x + conv_last(self.local_perception, x)
+            x = self.local_perception(x)
         x, mixed = self.mix(x)
         return x + self.run(self.transform, mixed)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .. import ops
-from ..ops.backends import FEED_FORWARD, LINEAR, for_op
+from ..ops.backends import DEPTHWISE, FEED_FORWARD, LINEAR, for_op
 from ..ops.layout import pad_to_multiple
 from ..ops.remaking import cheaply
 
@@ -31,6 +31,18 @@ class Projection(nn.Linear):
         return ops.linear(x, self.weight, self.bias, activation=self.activation, backend=backend)
 
 
+class LocalPerception(nn.Conv2d):
+    """A depthwise convolution of a channels-last map, added to the map."""
+
+    backend = 'auto'
+
+    def __init__(self, dim: int, size: int = 3):
+        super().__init__(dim, dim, size, padding=size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.add_depthwise(x, self.weight, self.bias, backend=for_op(self.backend, DEPTHWISE))
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples, and scales up the rest."""
 
@@ -50,7 +62,7 @@ class DropPath(nn.Module):
 
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-_PLAIN = (Projection, nn.Conv2d, nn.Dropout)
+_PLAIN = (Projection, LocalPerception, nn.Dropout)
 
 
 def are_plain(*layers: nn.Module) -> bool:
@@ -103,11 +115,10 @@ class ConvMLP(MLP):
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0):
         super().__init__(dim, hidden, drop, activation='none')
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.conv = LocalPerception(hidden)
 
     def hidden(self, x: Tensor) -> Tensor:
-        x = self.drop1(self.linear1(x))
-        return cheaply(F.gelu, x + conv_last(self.conv, x))
+        return cheaply(F.gelu, self.conv(self.drop1(self.linear1(x))))
 
     def between(self) -> dict:
         return dict(conv_weight=self.conv.weight, conv_bias=self.conv.bias)

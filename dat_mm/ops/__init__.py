@@ -2,7 +2,8 @@
 """The operations of the models, as functions of tensors. They need torch and nothing else.
 
 Deformable attention, neighborhood attention and the sampling of features are meant for other models too. Attention in
-windows, linear layers and the feed-forward part of a block are here because all code for speed is.
+windows, linear layers, depthwise convolutions and the feed-forward part of a block are here because all code for speed
+is.
 
 B batch, G groups, M heads, D head width, H x W the map, K keys.
 """
@@ -12,6 +13,7 @@ from torch import Tensor
 from . import backends, grid, reference
 
 __all__ = [
+    'add_depthwise',
     'deformable_attention',
     'feed_forward',
     'linear',
@@ -183,6 +185,22 @@ def linear(
     _check(((activation in known, f'activation={activation!r} is not one of {", ".join(known)}'),))
     call = dict(x=x, weight=weight, bias=bias, activation=activation)
     return backends.choose(backends.LINEAR, backend, call)(**call)
+
+
+def add_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = 'auto') -> Tensor:
+    """The sum of a map x (B, H, W, C) and its convolution by weight (C, 1, n, n), n odd, and bias (C,)."""
+    _check(((x.ndim == 4, f'x has shape {tuple(x.shape)}, not (B, H, W, C)'),))
+    n = weight.shape[-1]
+    _check(
+        (
+            (
+                weight.shape == (x.shape[-1], 1, n, n) and n % 2 == 1,
+                f'weight has shape {tuple(weight.shape)}, not (C, 1, n, n) with C={x.shape[-1]} and n odd',
+            ),
+        )
+    )
+    call = dict(x=x, weight=weight, bias=bias)
+    return backends.choose(backends.DEPTHWISE, backend, call)(**call)
 
 
 def feed_forward(

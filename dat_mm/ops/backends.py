@@ -12,7 +12,7 @@ where needed, the rules of Backend. All of them are given every argument of the 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import dense, onednn, parts, portable, proof, reference, separable, tiles, windows
+from . import dense, depthwise, onednn, parts, portable, proof, reference, separable, tiles, windows
 from .fused import deformable as fused_deformable
 from .fused import neighborhood as fused_neighborhood
 from .fused import sampling as fused_sampling
@@ -69,6 +69,10 @@ LINEAR = {
     'onednn': _from(onednn, 'linear', 'why_not'),
     'reference': _from(reference, 'linear'),
 }
+DEPTHWISE = {
+    'folded': _from(depthwise, 'add_depthwise', 'why_not'),
+    'reference': _from(reference, 'add_depthwise'),
+}
 FEED_FORWARD = {
     'parts': _from(parts, 'feed_forward', 'why_not', 'is_faster'),
     'layers': Backend(parts.layers),
@@ -81,7 +85,7 @@ for _op, _table, _module in (
     ('sample_features', SAMPLING, fused_sampling),
 ):
     proof.TRIALS[_op] = proof.Trial(_table, _module.trial_case, _module.work)
-TABLES = (DEFORMABLE, NEIGHBORHOOD, SAMPLING, WINDOW, LINEAR, FEED_FORWARD)
+TABLES = (DEFORMABLE, NEIGHBORHOOD, SAMPLING, WINDOW, LINEAR, DEPTHWISE, FEED_FORWARD)
 
 
 def check_backend(backend: str) -> None:

@@ -12,6 +12,11 @@ from torch import Tensor
 from .tracing import exporting
 
 
+def _may_ask(*sizes) -> bool:
+    """Whether sizes may be compared: an export knows some as numbers, and has others open."""
+    return not exporting() or all(isinstance(n, int) for n in sizes)
+
+
 def round_up(n: int, multiple: int) -> int:
     return (n + multiple - 1) // multiple * multiple
 
@@ -19,7 +24,7 @@ def round_up(n: int, multiple: int) -> int:
 def pad_last(x: Tensor, height: int, width: int) -> Tensor:
     """Adds zeros on the right and at the bottom of x (B, H, W, C), up to height x width."""
     bottom, right = height - x.shape[1], width - x.shape[2]
-    if exporting() or bottom or right:
+    if not _may_ask(bottom, right) or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
 
@@ -35,10 +40,17 @@ def pad_to_least(x: Tensor, least: int) -> Tensor:
 
 def crop_last(x: Tensor, height: int, width: int) -> Tensor:
     """The first height rows and width columns of x (B, H, W, C)."""
-    if exporting():
+    return crop(x, height, width, 1)
+
+
+def crop(x: Tensor, height: int, width: int, axis: int) -> Tensor:
+    """The first height rows and width columns of x, which has rows along an axis and columns along the next."""
+    if not _may_ask(height, width, *x.shape[axis : axis + 2]):
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        return x.index_select(1, rows).index_select(2, columns)
-    return x[:, :height, :width]
+        return x.index_select(axis, rows).index_select(axis + 1, columns)
+    if x.shape[axis : axis + 2] == (height, width):
+        return x
+    return x.narrow(axis, 0, height).narrow(axis + 1, 0, width)
 
 
 def contiguous(x: Tensor) -> Tensor:

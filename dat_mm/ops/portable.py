@@ -21,18 +21,22 @@ from torch import Tensor
 
 from . import grid, library, reference
 from .dense import Hat
+from .layout import crop
 from .tracing import exporting, only_exporting, while_loop
 
-LOGITS = 8 << 20  # at most so many at once, of all heads and images, unless one key has more
+LOGITS = 6 << 20  # at most so many at once, of all heads and images, unless one key has more
 TILE = 4  # queries of a tile along an axis
 UNSEEN = -1e4  # the logit of a key that a query does not see; float16 has it too
 
 
-def axis_hats(points: Tensor, queries: Tensor, cells: int) -> Tensor:
-    """The weights (..., c, cells, n) of the cells along an axis of a table, for queries (n,) and points (..., c)."""
-    cell = (cells - 1) / 4
-    from_cells = (queries + 2) * cell - torch.arange(cells, dtype=queries.dtype, device=queries.device).unsqueeze(-1)
-    distance = from_cells - (points * cell)[..., None, None]
+def axis_hats(points: Tensor, queries: Tensor, cells: Tensor) -> Tensor:
+    """The weights of the cells along an axis of a table, for points (..., c).
+
+    Queries are (n, 1) and the numbers of the cells (cells,), for weights (..., c, n, cells). They may be the other way
+    round.
+    """
+    cell = (cells.numel() - 1) / 4
+    distance = (queries + 2) * cell - cells - (points * cell)[..., None, None]
     return F.relu(1 - distance.abs()) if exporting() else Hat.apply(distance)
 
 
@@ -46,13 +50,15 @@ def deformable_attention(q, k, v, points, table, *, bias, convention, scale, dro
     if table is not None:
         table = table.to(dtype).unflatten(0, (G, -1))
         y, x = (grid.query_positions(n, convention, dtype, q.device) for n in (H, W))
+        cells_y, cells_x = (torch.arange(n, dtype=dtype, device=q.device) for n in table.shape[2:])
+        y, cells_x = y.unsqueeze(-1), cells_x.unsqueeze(-1)
 
     def logits_of(k: Tensor, points: Tensor) -> Tensor:
         logits = (k @ queries).to(dtype)  # (B, G, m, c, H W)
         if table is not None:
             with grid.full_precision(q):
-                along_y = axis_hats(points[..., 0], y, table.shape[2]).transpose(-2, -1)  # (B, G, c, H, cells)
-                along_x = axis_hats(points[..., 1], x, table.shape[3])
+                along_y = axis_hats(points[..., 0], y, cells_y)  # (B, G, c, H, cells)
+                along_x = axis_hats(points[..., 1], x, cells_x)  # (B, G, c, cells, W)
                 rows = along_y.flatten(2, 3).unsqueeze(2) @ table  # (B, G, m, c H, cells)
                 from_table = rows.unflatten(3, (-1, H)) @ along_x.unsqueeze(2)  # (B, G, m, c, H, W)
             logits = logits + from_table.flatten(4)
@@ -129,9 +135,8 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
 
     def tiles(x: Tensor, y: Tensor, x_: Tensor) -> Tensor:
         """A map as (B, M, tiles along y, along x, pixels, D)."""
-        x = x.index_select(2, y.flatten()).index_select(3, x_.flatten())
-        x = x.unflatten(2, y.shape).unflatten(4, x_.shape)
-        return x.transpose(3, 4).flatten(4, 5)
+        pixels = (y * W)[:, None, :, None] + x_[None, :, None, :]
+        return x.flatten(2, 3).index_select(2, pixels.flatten()).unflatten(2, (*pixels.shape[:2], -1))
 
     side = torch.arange(1 - kernel_size, kernel_size, device=q.device)
     one_hot_y, one_hot_x = (
@@ -151,4 +156,4 @@ def neighborhood_attention(q, k, v, table, *, kernel_size, scale, dropout):
     logits = tiles(q * scale, rows, columns) @ tiles(k, row_keys, column_keys).transpose(-2, -1)
     out = reference.average_values(logits.to(dtype) + bias, tiles(v, row_keys, column_keys))
     out = out.unflatten(4, (TILE, TILE)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    return out.index_select(2, torch.arange(H, device=q.device)).index_select(3, torch.arange(W, device=q.device))
+    return crop(out, H, W, 2)

@@ -23,12 +23,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -
     return activate(F.linear(x, weight, bias), activation)
 
 
+def add_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    around = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+    return x + around.permute(0, 2, 3, 1)
+
+
 def feed_forward(x: Tensor, weight1, bias1, weight2, bias2, conv_weight, conv_bias) -> Tensor:
     x = F.linear(x, weight1, bias1)
     if conv_weight is not None:
-        hidden, reach = conv_weight.shape[0], conv_weight.shape[-1] // 2
-        first = x.permute(0, 3, 1, 2)
-        x = (F.conv2d(first, conv_weight, conv_bias, padding=reach, groups=hidden) + first).permute(0, 2, 3, 1)
+        x = add_depthwise(x, conv_weight, conv_bias)
     return F.linear(cheaply(F.gelu, x), weight2, bias2)
 
 

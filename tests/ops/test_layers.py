@@ -153,6 +153,35 @@ def test_gradients_of_a_feed_forward(conv):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('n', [1, 3, 5])
+def test_a_map_and_its_convolution_are_one(n, dtype):
+    x, weight, bias = torch.randn(2, 5, 6, 4, dtype=dtype), torch.randn(4, 1, n, n).to(dtype), torch.randn(4).to(dtype)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    expected = ops.add_depthwise(*exact_leaves, backend='reference')
+    exact_gradients = torch.autograd.grad(expected.square().sum(), exact_leaves)
+    for backend in ['auto', 'reference'] + ['folded'] * (dtype != torch.bfloat16):
+        found = ops.add_depthwise(*leaves, backend=backend)
+        close(found, expected, dtype)
+        for ours, theirs in zip(torch.autograd.grad(found.square().sum(), leaves), exact_gradients, strict=True):
+            close(ours, theirs, dtype)
+
+
+def test_a_kernel_takes_in_the_map_only_where_nothing_of_it_is_lost():
+    x, weight = torch.randn(1, 5, 6, 4), torch.randn(4, 1, 3, 3)
+    call = dict(x=x, weight=weight, bias=None)
+    folded = backends.DEPTHWISE['folded']
+    assert folded.takes(**call)
+    assert folded.why_not(**call | dict(x=x.to('meta'))) == 'on meta a convolution may round the map, as to TF32'
+    with torch.autocast('cpu', torch.bfloat16):
+        assert folded.why_not(**call) == 'in torch.bfloat16 little would be left of a weight beside 1'
+        expected = ops.add_depthwise(x, weight, backend='reference')
+        assert torch.equal(ops.add_depthwise(x, weight), expected)
+    with pytest.raises(RuntimeError, match=r"backend 'folded': in torch\.float16 little would be left"):
+        ops.add_depthwise(x.half(), weight.half(), backend='folded')
+
+
 @pytest.mark.parametrize('shift', [0, 4])
 @pytest.mark.parametrize('size', [(7, 7), (14, 21), (10, 9), (3, 30)], ids=str)
 def test_windows_are_put_together_again(size, shift):
@@ -195,6 +224,10 @@ def test_masks_part_what_a_roll_brought_together():
             "backend='tiles' is unknown here: there are auto",
         ),
         (lambda: ops.feed_forward(torch.zeros(2, 8), *[None] * 4), r'x has shape \(2, 8\), not \(B, H, W, C\)'),
+        (
+            lambda: ops.add_depthwise(torch.zeros(1, 5, 6, 4), torch.zeros(4, 1, 2, 2)),
+            r'weight has shape \(4, 1, 2, 2\), not \(C, 1, n, n\) with C=4 and n odd',
+        ),
         (
             lambda: ops.window_attention(*torch.zeros(3, 1, 1, 1, 2, 4, 8), torch.zeros(2, 4, 5)),
             r'bias has shape \(2, 4, 5\), not \(2, 4, 4\)',
