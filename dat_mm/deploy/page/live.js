@@ -406,14 +406,14 @@
   let ready = false;
   let running = false;
   let next = null;
-  let source = 0; // what was opened last: a file, an example, or the camera with all its pictures
+  let opened = 0; // how many sources so far: files, examples, and the camera with all its pictures
 
-  /** Begins with a new source, and says later whether it is still the last: reading a picture takes time. */
+  /** Begins with a new source. Returns what says later whether it is still the last. */
   function begin() {
     stopCamera();
-    source += 1;
-    const mine = source;
-    return () => source === mine;
+    opened += 1;
+    const mine = opened;
+    return () => opened === mine;
   }
 
   /** Looks at a picture, or at the last of those that came while another was looked at. */
@@ -605,7 +605,7 @@
     say(`Ready, after ${(state.loading / 1000).toFixed(1)} s`);
     const example = find('examples').querySelector('img');
     if (next) await showNext();
-    else if (example && !source) await openExample(example, header.prepared);
+    else if (example && !opened) await openExample(example, header.prepared);
     document.body.dataset.ready = 'true';
   }
 
