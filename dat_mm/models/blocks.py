@@ -9,7 +9,7 @@ from ..arch import Generation, Site, StageSpec
 from ..ops.recomputing import recompute
 from ..ops.remaking import cheaply
 from .attention import ATTENTION
-from .layers import MLP, ConvMLP, DropPath, LocalPerception, conv_last
+from .layers import MLP, ConvMLP, DropPath, add_conv, conv_last
 
 MLP_RATIO = 4
 
@@ -17,10 +17,12 @@ MLP_RATIO = 4
 class Block(nn.Module):
     """Attention and MLP, each with its norm and residual."""
 
+    backend = 'auto'
+
     def __init__(self, kind: str, spec: StageSpec, generation: Generation, site: Site, *, drop_path: float):
         super().__init__()
         dim = spec.dim
-        self.local_perception = LocalPerception(dim) if generation.local_perception else None
+        self.local_perception = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if generation.local_perception else None
         self.add_mixer(kind, spec, site, drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = (ConvMLP if generation.conv_mlp else MLP)(dim, MLP_RATIO * dim, site.proj_drop)
@@ -51,7 +53,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.local_perception is not None:
-            x = self.local_perception(x)
+            x = add_conv(self.local_perception, x, self.backend)
         x, mixed = self.mix(x)
         return x + self.run(self.transform, mixed)
 

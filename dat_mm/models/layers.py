@@ -31,18 +31,6 @@ class Projection(nn.Linear):
         return ops.linear(x, self.weight, self.bias, activation=self.activation, backend=backend)
 
 
-class LocalPerception(nn.Conv2d):
-    """A depthwise convolution of a channels-last map, added to the map."""
-
-    backend = 'auto'
-
-    def __init__(self, dim: int, size: int = 3):
-        super().__init__(dim, dim, size, padding=size // 2, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.add_depthwise(x, self.weight, self.bias, backend=for_op(self.backend, DEPTHWISE))
-
-
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples, and scales up the rest."""
 
@@ -62,7 +50,7 @@ class DropPath(nn.Module):
 
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-_PLAIN = (Projection, LocalPerception, nn.Dropout)
+_PLAIN = (Projection, nn.Conv2d, nn.Dropout)
 
 
 def are_plain(*layers: nn.Module) -> bool:
@@ -78,6 +66,13 @@ def are_plain(*layers: nn.Module) -> bool:
         and not (isinstance(layer, nn.Dropout) and layer.p and layer.training)
         for layer in layers
     )
+
+
+def add_conv(conv: nn.Conv2d, x: Tensor, backend: str) -> Tensor:
+    """The sum of a channels-last map and its depthwise convolution. They are one op as long as nobody looks inside."""
+    if not are_plain(conv):
+        return x + conv_last(conv, x)
+    return ops.add_depthwise(x, conv.weight, conv.bias, backend=for_op(backend, DEPTHWISE))
 
 
 class MLP(nn.Module):
@@ -115,10 +110,11 @@ class ConvMLP(MLP):
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0):
         super().__init__(dim, hidden, drop, activation='none')
-        self.conv = LocalPerception(hidden)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
 
     def hidden(self, x: Tensor) -> Tensor:
-        return cheaply(F.gelu, self.conv(self.drop1(self.linear1(x))))
+        x = self.drop1(self.linear1(x))
+        return cheaply(F.gelu, add_conv(self.conv, x, self.backend))
 
     def between(self) -> dict:
         return dict(conv_weight=self.conv.weight, conv_bias=self.conv.bias)
