@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ...benchmark import measure_backends
-from ...ops import backends, feed_forward, linear, proof, sample_features, window_attention
+from ...ops import add_depthwise, backends, feed_forward, linear, proof, sample_features, window_attention
 
 DTYPES = {'cpu': ('float32', 'bfloat16'), 'cuda': ('float32', 'bfloat16', 'float16')}
 IMAGES = {'cpu': 1, 'cuda': 8}  # of the small sizes; of the large ones it is one
@@ -64,6 +64,15 @@ def _linear(B, size, C, dtype):
     return Case(linear, backends.LINEAR, tensors, options, options)
 
 
+def _add_depthwise(B, size, C, dtype):
+    tensors = dict(
+        x=torch.randn(B, *size, C, dtype=dtype),
+        weight=_weights(C, 1, 3, 3, dtype=dtype, inputs=9),
+        bias=torch.randn(C, dtype=dtype),
+    )
+    return Case(add_depthwise, backends.DEPTHWISE, tensors, {}, {})
+
+
 def _feed_forward(B, size, C, dtype):
     tensors = dict(
         x=torch.randn(B, *size, C, dtype=dtype),
@@ -87,6 +96,7 @@ SHAPES = (
     ('sampling of features', _sampling, 'dat-tiny stage 3', ((14, 14), 384, 3), ((50, 80), 384, 3)),
     ('window attention', _window, 'dat-tiny stage 2', (6, 4, 4), (6, 15, 23)),
     ('linear layer and GELU', _linear, 'dat-tiny stage 3', ((14, 14), 384), ((50, 80), 384)),
+    ('map and its convolution', _add_depthwise, 'datpp-tiny stage 2', ((28, 28), 128), ((100, 160), 128)),
     ('feed-forward', _feed_forward, 'datpp-tiny stage 2', ((28, 28), 128), ((100, 160), 128)),
 )  # fmt: skip
 
