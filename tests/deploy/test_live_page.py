@@ -220,6 +220,31 @@ def test_what_was_opened_last_is_shown_even_when_it_is_read_first(exported, open
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('source', ['file', 'camera'])
+def test_what_failed_is_not_told_once_something_else_is_open(exported, open_page, tmp_path, source):
+    page = open_page(exported[2])
+    page.evaluate(
+        """() => {
+        const late = () => new Promise((resolve, reject) => { window.fail = () => reject(new Error('late')) });
+        window.read = window.createImageBitmap;
+        window.createImageBitmap = late;
+        navigator.mediaDevices.getUserMedia = late }"""
+    )
+    if source == 'file':
+        text = tmp_path / 'picture.txt'
+        text.write_text('no picture')
+        page.set_input_files('#file', text)
+    else:
+        page.locator('#camera').click()
+    page.wait_for_function('() => window.fail')
+    page.evaluate('() => { window.createImageBitmap = window.read }')
+    drop(page, (96, 30), tmp_path)
+    told = page.evaluate("async () => { await window.fail(); return document.getElementById('status').textContent }")
+    assert 'ms for 48×48 pixels' in told
+    assert 'ms for 48×48 pixels' in page.locator('#status').inner_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_it_fits_on_a_phone_and_names_its_controls(exported, open_page, scheme):
     phone = dict(viewport=dict(width=390, height=844), device_scale_factor=2, has_touch=True, is_mobile=True)

@@ -458,7 +458,7 @@
       const bitmap = await createImageBitmap(file);
       await show(copyOf(bitmap, bitmap.width, bitmap.height), false, wanted);
     } catch {
-      say(`${file.name || 'What was dropped'} is no picture that this browser reads`, true);
+      if (wanted()) say(`${file.name || 'What was dropped'} is no picture that this browser reads`, true);
     }
   }
 
@@ -482,7 +482,7 @@
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch (error) {
-      say(`There is no camera for this page: ${error.message}`, true);
+      if (wanted()) say(`There is no camera for this page: ${error.message}`, true);
       return;
     }
     if (!wanted()) { // something else was opened while the user was asked
